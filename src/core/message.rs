@@ -1,0 +1,214 @@
+//! What travels between nodes. Every message is idempotent, and carries the slot and ballot it belongs to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::ballot::Ballot;
+use crate::core::gate::RouteEvidence;
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, StateHash, TxId};
+use crate::core::state::Transaction;
+use crate::core::value::{Decision, Value, Vote};
+
+/// Members from which on a heartbeat's digest is a selection rather than all of them.
+pub const DIGEST_WHOLE_MEMBERS_MAX: usize = 64;
+/// Decisions in one answer to a `FETCH`.
+pub const FETCH_DECISIONS_MAX: usize = 128;
+
+/// One message.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Message {
+    /// Coordinator to members: vote on this, and promise the ballot.
+    PrepareReq {
+        /// The slot to decide.
+        slot: Slot,
+        /// The coordinator's ballot.
+        ballot: Ballot,
+        /// What to vote on.
+        tx: Transaction,
+        /// The coordinator's hash of the slot before.
+        base_hash: StateHash,
+    },
+    /// A member's vote and promise, or why there is none.
+    PrepareResp {
+        /// The slot.
+        slot: Slot,
+        /// The ballot it answers.
+        ballot: Ballot,
+        /// The answer.
+        answer: PrepareAnswer,
+    },
+    /// A driver to members: accept this value.
+    AcceptReq {
+        /// The slot.
+        slot: Slot,
+        /// The driver's ballot.
+        ballot: Ballot,
+        /// The value.
+        value: Value,
+    },
+    /// A member has accepted, or has promised a higher ballot.
+    AcceptResp {
+        /// The slot.
+        slot: Slot,
+        /// The ballot it answers.
+        ballot: Ballot,
+        /// The answer.
+        answer: AcceptAnswer,
+    },
+    /// The slot is decided.
+    Decision {
+        /// The decided slot, with its hash.
+        decision: Decision,
+    },
+    /// A resolver to members: promise this ballot, and say what you know.
+    ResolveReq {
+        /// The slot.
+        slot: Slot,
+        /// The resolver's ballot.
+        ballot: Ballot,
+    },
+    /// A member's promise to a resolver.
+    ResolveResp {
+        /// The slot.
+        slot: Slot,
+        /// The ballot it answers.
+        ballot: Ballot,
+        /// The answer.
+        answer: ResolveAnswer,
+    },
+    /// I am alive, and this is where I am.
+    Heartbeat(Heartbeat),
+    /// Send me the decisions from this slot on.
+    Fetch {
+        /// The first slot wanted.
+        from: Slot,
+    },
+    /// Decisions, in order, without gaps.
+    Decisions {
+        /// At most [`FETCH_DECISIONS_MAX`] of them.
+        decisions: Vec<Decision>,
+    },
+    /// I have recorded that this is your disk.
+    Pinned {
+        /// The receiver's disk.
+        disk_id: DiskId,
+    },
+}
+
+/// The answer to a PREPARE_REQ.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PrepareAnswer {
+    /// A vote, a promise, and what was accepted in this slot before.
+    Voted {
+        /// The vote.
+        vote: Vote,
+        /// The accepted value of the highest ballot.
+        accepted: Option<(Ballot, Value)>,
+    },
+    /// Prepared for another transaction: no vote, no promise.
+    Busy {
+        /// The transaction that holds the slot here.
+        holder: TxId,
+    },
+    /// A ballot at least as high has been promised.
+    Rejected {
+        /// That ballot.
+        promised: Ballot,
+    },
+    /// No vote, no promise: this node may not vote now.
+    NotReady {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The answer to an ACCEPT_REQ.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AcceptAnswer {
+    /// Accepted, and synced.
+    Accepted,
+    /// A higher ballot has been promised.
+    Rejected {
+        /// That ballot.
+        promised: Ballot,
+    },
+}
+
+/// The answer to a RESOLVE_REQ.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResolveAnswer {
+    /// A promise, and what this member knows of the slot.
+    Promised {
+        /// The accepted value of the highest ballot.
+        accepted: Option<(Ballot, Value)>,
+        /// The transaction it is prepared for.
+        prepared: Option<Transaction>,
+    },
+    /// A ballot at least as high has been promised.
+    Rejected {
+        /// That ballot.
+        promised: Ballot,
+    },
+}
+
+/// The beat: liveness, position, and what one has heard of the others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Counts the beats of this incarnation.
+    pub beat: u64,
+    /// The last decided slot here.
+    pub head: Head,
+    /// The open slot, if anything is promised or prepared in it.
+    pub open: Option<OpenSummary>,
+    /// The sender's own numbers, never another node's.
+    pub health: HealthSnapshot,
+    /// What the sender has heard of the members.
+    pub digest: Vec<DigestEntry>,
+}
+
+/// How far a node's log is decided.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Head {
+    /// The last decided slot.
+    pub slot: Slot,
+    /// Commits so far.
+    pub version: u64,
+    /// The hash of the log with that slot.
+    pub state_hash: StateHash,
+}
+
+/// What is known of a node's open slot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OpenSummary {
+    /// The slot.
+    pub slot: Slot,
+    /// The ballot promised in it.
+    pub promised: Option<Ballot>,
+    /// The transaction prepared in it.
+    pub prepared: Option<TxId>,
+}
+
+/// HEALTH_SNAPSHOT: a node's own health, compact.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HealthSnapshot {
+    /// Why the node is degraded; empty when it is well.
+    pub reasons: Vec<String>,
+    /// Its numbers.
+    pub routes: Vec<RouteEvidence>,
+}
+
+/// The newest that a node knows of a member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DigestEntry {
+    /// The member.
+    pub node: NodeId,
+    /// Its incarnation.
+    pub incarnation: Incarnation,
+    /// Its newest beat.
+    pub beat: u64,
+    /// Its head at that beat.
+    pub head: Slot,
+}

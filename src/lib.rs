@@ -1,0 +1,4 @@
+//! canary-mesh: a peer-to-peer mesh that switches a fleet between a stable and a canary model by one atomic decision.
+
+pub mod api;
+pub mod core;
