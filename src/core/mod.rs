@@ -1,10 +1,371 @@
-//! The protocol, pure: inputs to outputs.
+//! The protocol, pure: inputs to outputs. No I/O, no clock, no randomness, no async, no logging, no threads.
+//!
+//! [`Node::step`] is the one entrance. It makes one change, and every output of it is handed back before the next; what must
+//! be durable before what is sent stands in [`io`]. The roles of a node are files, and each is an `impl` of the one [`Node`]:
+//! `participant` (votes, promises, accepts), `coordinator` (drives one transaction), `resolver` (takes over an open slot),
+//! `learner` (decides, applies, catches up).
+//!
+//! Invariants, each held up by the type or the check named:
+//! - One slot is open at a time, head + 1, and only its decision closes it ([`durable::Durable::apply`]).
+//! - Nothing that promises, votes or accepts leaves before its record is synced ([`io::After`]).
+//! - The status after a restart is the same fold over records as the running status ([`durable`]).
+//! - A ballot is used once: its round grows within an incarnation, and the incarnation with every start ([`ballot::Ballot`]).
+//! - A message counts only if it comes over the present link of the incarnation that sent it ([`liveness`]).
 
 pub mod ballot;
+mod coordinator;
+pub mod durable;
 pub mod gate;
 pub(crate) mod hash;
 pub mod ids;
+pub mod io;
+mod learner;
+pub mod liveness;
 pub mod message;
+mod participant;
 pub mod record;
+mod resolver;
 pub mod state;
+#[cfg(test)]
+mod transcripts;
 pub mod value;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::core::ballot::Ballot;
+use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
+use crate::core::durable::Durable;
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time, TxId};
+use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Timing};
+use crate::core::liveness::Liveness;
+use crate::core::message::{HealthSnapshot, Message};
+use crate::core::record::Record;
+use crate::core::resolver::{ResolveTimer, Resolving};
+use crate::core::state::Transaction;
+
+/// A member of the mesh.
+#[derive(Debug)]
+pub struct Node {
+    timing: Timing,
+    durable: Durable,
+    liveness: Liveness,
+    now: Now,
+    index: LogIndex,
+    out: Vec<Output>,
+    health: HealthSnapshot,
+    /// What this node drives in the open slot.
+    driver: Option<Driver>,
+    /// Its own transaction in the open slot.
+    in_flight: Option<InFlight>,
+    waiting: VecDeque<Waiting>,
+    /// Votes that wait for models and gate, by the ballot that asked.
+    vetting: BTreeMap<Ballot, Vetting>,
+    resolver: Option<ResolveTimer>,
+    resolve_tries: u32,
+    stash: BTreeMap<NodeId, Message>,
+    /// A `FETCH` is under way, and is not repeated before this.
+    fetching: Option<Time>,
+    receipts: VecDeque<Receipt>,
+    pinned_by: BTreeSet<NodeId>,
+    caught_up: bool,
+    diverged: Option<String>,
+    beats: u64,
+    next_beat: Time,
+    round: u64,
+    transactions: u64,
+}
+
+/// What a node drives: phase one of its own transaction, phase one of a take-over, or phase two of either.
+#[derive(Debug)]
+enum Driver {
+    Voting(Voting),
+    Resolving(Resolving),
+    Accepting(Accepting),
+}
+
+/// A vote that waits for models and gate.
+#[derive(Debug)]
+struct Vetting {
+    from: NodeId,
+    tx: Transaction,
+}
+
+impl Node {
+    /// A node as its log left it. The log's last record is this start's `Boot`, and it is synced.
+    pub fn new(durable: Durable, timing: Timing) -> Node {
+        Node {
+            timing,
+            durable,
+            liveness: Liveness::default(),
+            now: Now::default(),
+            index: 0,
+            out: Vec::new(),
+            health: HealthSnapshot::default(),
+            driver: None,
+            in_flight: None,
+            waiting: VecDeque::new(),
+            vetting: BTreeMap::new(),
+            resolver: None,
+            resolve_tries: 0,
+            stash: BTreeMap::new(),
+            fetching: None,
+            receipts: VecDeque::new(),
+            pinned_by: BTreeSet::new(),
+            caught_up: false,
+            diverged: None,
+            beats: 0,
+            next_beat: Time::default(),
+            round: 0,
+            transactions: 0,
+        }
+    }
+
+    /// The one entrance. The first step may be any input; `Tick` will do.
+    pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
+        debug_assert!(now.time >= self.now.time, "time runs backwards");
+        self.now = Now { time: now.time.max(self.now.time), ..now };
+        match input {
+            Input::Tick => self.on_tick(),
+            Input::LinkUp { peer, incarnation, disk_id } => self.on_link_up(peer, incarnation, disk_id),
+            Input::LinkDown { peer, incarnation } => self.on_link_down(peer, incarnation),
+            Input::Message { from, incarnation, message } => {
+                let own = from == *self.id() && incarnation == self.durable.incarnation();
+                if own || self.liveness.is_linked(&from, incarnation) {
+                    self.liveness.heard(self.now.time, &from);
+                    self.on_message(from, message);
+                }
+            }
+            Input::Propose { caller, proposal } => self.on_propose(caller, proposal),
+            Input::Vetted { slot, ballot, vote } => self.on_vetted(slot, ballot, vote),
+            Input::Health(health) => self.health = health,
+            Input::Timing(timing) => self.timing = timing,
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// When `Tick` is due at the latest.
+    pub fn deadline(&self) -> Time {
+        let driver = match &self.driver {
+            Some(Driver::Voting(voting)) => Some(voting.deadline),
+            Some(Driver::Resolving(resolving)) => Some(resolving.deadline),
+            Some(Driver::Accepting(accepting)) => Some(accepting.again_at),
+            None => None,
+        };
+        let timers = [driver, self.answer_by(), self.waiting_until(), self.resolve_at(), self.fetch_again_at()];
+        timers.into_iter().flatten().fold(self.next_beat, Time::min)
+    }
+
+    fn on_tick(&mut self) {
+        let now = self.now.time;
+        if now >= self.next_beat {
+            self.check_admitted();
+            self.check_caught_up();
+            self.beat();
+        }
+        match &self.driver {
+            Some(Driver::Voting(voting)) if now >= voting.deadline => self.tally(),
+            Some(Driver::Resolving(resolving)) if now >= resolving.deadline => self.resolve_again(),
+            Some(Driver::Accepting(_)) => self.accept_again(),
+            _ => self.resolve_if_due(),
+        }
+        if self.answer_by().is_some_and(|by| now >= by) {
+            self.settle(None);
+        }
+        if self.waiting_until().is_some_and(|until| now >= until) {
+            self.next_proposal();
+        }
+        if self.fetch_again_at().is_some_and(|at| now >= at) {
+            self.fetch_if_behind();
+        }
+    }
+
+    fn on_message(&mut self, from: NodeId, message: Message) {
+        if let Some(slot) = message.request_slot() {
+            if slot > self.open_slot() {
+                return self.stash(from, message);
+            }
+            if slot < self.open_slot() {
+                // Whoever still asks about a decided slot is told what it holds.
+                if let Some(decision) = self.durable.decision(slot).cloned() {
+                    self.send(&from, Message::Decision { decision }, After::Nothing);
+                }
+                return;
+            }
+        }
+        match message {
+            Message::PrepareReq { slot, ballot, tx, base_hash } => self.on_prepare_req(from, slot, ballot, tx, base_hash),
+            Message::PrepareResp { slot, ballot, answer } => self.on_prepare_resp(from, slot, ballot, answer),
+            Message::AcceptReq { slot, ballot, value } => self.on_accept_req(from, slot, ballot, value),
+            Message::AcceptResp { slot, ballot, answer } => self.on_accept_resp(from, slot, ballot, answer),
+            Message::ResolveReq { slot, ballot } => self.on_resolve_req(from, slot, ballot),
+            Message::ResolveResp { slot, ballot, answer } => self.on_resolve_resp(from, slot, ballot, answer),
+            Message::Decision { decision } => self.on_decision(&from, decision),
+            Message::Decisions { decisions } => self.on_decisions(&from, decisions),
+            Message::Heartbeat(beat) => self.on_heartbeat(&from, beat),
+            Message::Fetch { from: slot } => self.on_fetch(&from, slot),
+            Message::Pinned { disk_id } => self.on_pinned(from, disk_id),
+        }
+    }
+
+    /// A wiped node that comes back under its old name has forgotten its votes: it is refused. A genesis member is known by
+    /// the disk it first came with; that is recorded before it is told so.
+    fn on_link_up(&mut self, peer: NodeId, incarnation: Incarnation, disk_id: DiskId) {
+        match self.durable.pinned_disk(&peer) {
+            Some(pinned) if pinned != disk_id => {
+                let reason = format!(
+                    "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
+                    self.id()
+                );
+                return self.out.push(Output::Refuse { peer, reason });
+            }
+            Some(_) => {}
+            None if self.durable.state().members.contains_key(&peer) => {
+                self.append(Record::Peer { node: peer.clone(), disk_id });
+            }
+            None => {}
+        }
+        self.liveness.link_up(&peer, incarnation);
+        self.event(Event::LinkUp { peer: peer.clone(), incarnation });
+        self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
+        self.send_heartbeat(&peer);
+        if let Some(request) = self.driver_request() {
+            self.send(&peer, request, After::Nothing);
+        }
+    }
+
+    fn on_link_down(&mut self, peer: NodeId, incarnation: Incarnation) {
+        if self.liveness.link_down(&peer, incarnation) {
+            self.stash.remove(&peer);
+            self.event(Event::LinkDown { peer });
+        }
+    }
+
+    fn on_pinned(&mut self, from: NodeId, disk_id: DiskId) {
+        if disk_id == self.durable.disk_id() {
+            self.pinned_by.insert(from);
+            self.check_admitted();
+        }
+    }
+
+    /// A new disk votes only when every other member has recorded it: then no member can ever take another disk for it.
+    fn check_admitted(&mut self) {
+        let member = self.durable.state().members.get(self.id());
+        let of_genesis = member.is_some_and(|member| member.disk_id.is_none());
+        if of_genesis && !self.durable.is_admitted() && self.others().all(|other| self.pinned_by.contains(other)) {
+            self.append(Record::Admitted);
+            self.event(Event::Admitted);
+        }
+    }
+
+    /// Records, in the log and in the running status alike. `None` if the record cannot follow: then the history is broken.
+    fn append(&mut self, record: Record) -> Option<LogIndex> {
+        match self.durable.apply(self.index as usize, record.clone()) {
+            Ok(()) => {
+                self.index += 1;
+                self.out.push(Output::Append { index: self.index, record });
+                Some(self.index)
+            }
+            Err(error) => {
+                self.diverge(error.to_string());
+                None
+            }
+        }
+    }
+
+    fn send(&mut self, to: &NodeId, message: Message, after: After) {
+        self.out.push(Output::Send { to: to.clone(), message, after });
+    }
+
+    /// To every member, this node included: it counts itself by the same messages.
+    fn broadcast(&mut self, message: Message) {
+        for member in self.durable.state().members.keys().cloned().collect::<Vec<_>>() {
+            self.send(&member, message.clone(), After::Nothing);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        self.out.push(Output::Event(event));
+    }
+
+    fn fresh_ballot(&mut self) -> Ballot {
+        let promised = self.durable.open().promised.as_ref().map_or(0, |ballot| ballot.round);
+        self.round = self.round.max(promised) + 1;
+        Ballot { round: self.round, node: self.id().clone(), incarnation: self.durable.incarnation() }
+    }
+
+    /// The next ballot must be above this one, too.
+    fn saw(&mut self, promised: &Ballot) {
+        self.round = self.round.max(promised.round);
+    }
+
+    fn fresh_txid(&mut self) -> TxId {
+        self.transactions += 1;
+        TxId { node: self.id().clone(), incarnation: self.durable.incarnation(), counter: self.transactions }
+    }
+
+    fn open_slot(&self) -> Slot {
+        self.durable.head().slot + 1
+    }
+
+    fn link_incarnation(&self, peer: &NodeId) -> Incarnation {
+        self.liveness.peer(peer).and_then(|peer| peer.link).unwrap_or_default()
+    }
+
+    fn others(&self) -> impl Iterator<Item = &NodeId> {
+        self.durable.state().members.keys().filter(|member| *member != self.id())
+    }
+
+    /// This node's id.
+    pub fn id(&self) -> &NodeId {
+        self.durable.node()
+    }
+
+    /// What is durable.
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// What is known of the others.
+    pub fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    /// Whether a peer counts as alive now.
+    pub fn is_alive(&self, peer: &NodeId) -> bool {
+        self.liveness.is_alive(self.now.time, peer, self.timing.heartbeat_ms)
+    }
+
+    /// Whether this node may serve a canary: it has caught up with a majority since its start, and its history is whole.
+    pub fn may_serve_canary(&self) -> bool {
+        self.caught_up && self.diverged.is_none()
+    }
+
+    /// Why this node should not be sent traffic or trusted with a vote; empty when all is well.
+    pub fn complaints(&self) -> Vec<String> {
+        let behind = (!self.caught_up).then(|| "has not caught up with a majority since its start: serves stable only".to_owned());
+        behind.into_iter().chain(self.may_not_take_part()).collect()
+    }
+
+    /// The transaction that holds the open slot here, and whether one does.
+    pub fn open_transaction(&self) -> Option<TxId> {
+        let open = self.durable.open().is_in_doubt() || self.driver.is_some();
+        open.then(|| self.holder()).flatten()
+    }
+
+    /// Forgets what is old and what every member has; the records that stand for the rest replace the log. The shell calls
+    /// this after [`Output::CompactDue`], when everything appended so far is synced.
+    pub fn compact(&mut self) -> Vec<Record> {
+        let needed_from = self.needed_from();
+        self.durable.compact(needed_from)
+    }
+}
+
+impl Message {
+    /// The slot that a request of phase one or two is about.
+    fn request_slot(&self) -> Option<Slot> {
+        match self {
+            Message::PrepareReq { slot, .. } | Message::AcceptReq { slot, .. } | Message::ResolveReq { slot, .. } => Some(*slot),
+            _ => None,
+        }
+    }
+}

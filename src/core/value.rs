@@ -1,5 +1,6 @@
 //! What a slot ends up holding, and what is told about it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -55,8 +56,8 @@ pub struct Abort {
 pub enum AbortCause {
     /// A member voted no.
     Vetoed(Vec<NodeId>),
-    /// Members whose yes is needed did not vote in time.
-    NoVote(Vec<NodeId>),
+    /// Members whose yes is needed did not vote, each with what is known of why.
+    NoVote(BTreeMap<NodeId, String>),
     /// Another transaction holds the slot.
     Busy(TxId),
     /// A majority could not be reached; only these were.
@@ -65,6 +66,8 @@ pub enum AbortCause {
     Preempted(Option<TxId>),
     /// Its coordinator was lost before a decision was accepted.
     CoordinatorLost,
+    /// Several coordinators split the members, so that none could win the slot.
+    Split,
     /// The slot was decided otherwise.
     SlotTaken,
     /// This node may not coordinate now.
@@ -88,12 +91,16 @@ impl fmt::Display for AbortCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AbortCause::Vetoed(nodes) => write!(f, "{} voted no", list(nodes)),
-            AbortCause::NoVote(nodes) => write!(f, "no vote in time from {}, and an advance needs every member", list(nodes)),
+            AbortCause::NoVote(missing) => {
+                let missing: Vec<_> = missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
+                write!(f, "no vote from {}, and every member's yes is needed", missing.join(", "))
+            }
             AbortCause::Busy(holder) => write!(f, "transaction {holder} holds the slot; try again when it is decided"),
             AbortCause::NoMajority(heard) => write!(f, "no majority: only {} could be reached", list(heard)),
             AbortCause::Preempted(Some(by)) => write!(f, "rollback {by} took its place"),
             AbortCause::Preempted(None) => write!(f, "a rollback took its place"),
             AbortCause::CoordinatorLost => write!(f, "coordinator lost before a decision"),
+            AbortCause::Split => write!(f, "several transactions met in one slot, and none could win it; try again"),
             AbortCause::SlotTaken => write!(f, "slot taken by another decision; try again"),
             AbortCause::NotReady(why) => write!(f, "this node cannot coordinate now: {why}"),
             AbortCause::Invalid(why) => write!(f, "{why}"),

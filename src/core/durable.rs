@@ -1,0 +1,503 @@
+//! What a node is after a restart: a pure fold over its records.
+//!
+//! The running node changes its durable status by the same fold, record by record, so there is no second definition of it
+//! that could differ. A record that cannot follow from the ones before it is a typed error.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::core::ballot::Ballot;
+use crate::core::ids::{DiskId, Incarnation, MeshId, NodeId, Slot, StateHash};
+use crate::core::message::Head;
+use crate::core::record::Record;
+use crate::core::state::{ChangeError, RoutingState, Transaction};
+use crate::core::value::{Decision, Value, abort_hash, commit_hash};
+
+/// Decisions that are kept for `/history`, for receipts, and for peers that are behind.
+pub const DECISIONS_KEPT_MIN: usize = 1_024;
+/// Decisions beyond [`DECISIONS_KEPT_MIN`] after which the log is compacted.
+pub const DECISIONS_TO_COMPACT: usize = 4_096;
+
+/// The durable status of a node.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Durable {
+    mesh: MeshId,
+    node: NodeId,
+    incarnation: Incarnation,
+    disk_id: DiskId,
+    genesis_hash: StateHash,
+    base: Base,
+    decisions: VecDeque<Decision>,
+    state: RoutingState,
+    head: Head,
+    open: OpenSlot,
+    peers: BTreeMap<NodeId, DiskId>,
+    admitted: bool,
+}
+
+/// The state that the kept decisions begin from.
+#[derive(Clone, PartialEq, Debug)]
+struct Base {
+    slot: Slot,
+    state_hash: StateHash,
+    state: RoutingState,
+}
+
+/// What this node has promised, prepared and accepted in the one open slot, head + 1.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct OpenSlot {
+    /// No lower ballot will be answered.
+    pub promised: Option<Ballot>,
+    /// The transaction it voted yes for. Only the decision of the slot ends this.
+    pub prepared: Option<Transaction>,
+    /// The accepted value of the highest ballot.
+    pub accepted: Option<(Ballot, Value)>,
+}
+
+impl OpenSlot {
+    /// Whether only a decision can free this node: it has voted yes, or accepted.
+    pub fn is_in_doubt(&self) -> bool {
+        self.prepared.is_some() || self.accepted.is_some()
+    }
+
+    /// Whether this ballot is above everything promised.
+    pub fn may_promise(&self, ballot: &Ballot) -> bool {
+        self.promised.as_ref().is_none_or(|promised| ballot > promised)
+    }
+
+    /// Whether this ballot may be accepted: nothing higher was promised.
+    pub fn may_accept(&self, ballot: &Ballot) -> bool {
+        self.promised.as_ref().is_none_or(|promised| ballot >= promised)
+    }
+}
+
+/// A record that cannot follow from the ones before it.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The log does not begin with a start and a state.
+    #[error("the log does not begin with a boot and a snapshot record")]
+    Beginning,
+    /// A start that belongs to another log, or does not count on.
+    #[error("record {index}: a boot of {node} in mesh {mesh}, incarnation {incarnation}, does not follow")]
+    Boot {
+        /// The record's number.
+        index: usize,
+        /// Its mesh.
+        mesh: MeshId,
+        /// Its node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+    },
+    /// A state in the middle.
+    #[error("record {index}: a snapshot of slot {slot} in the middle of the log")]
+    Snapshot {
+        /// The record's number.
+        index: usize,
+        /// Its slot.
+        slot: Slot,
+    },
+    /// A promise, vote or accept that the protocol does not allow here.
+    #[error("record {index}: {what} in slot {slot} at ballot {ballot} is not allowed here")]
+    Illegal {
+        /// The record's number.
+        index: usize,
+        /// What it is.
+        what: &'static str,
+        /// Its slot.
+        slot: Slot,
+        /// Its ballot.
+        ballot: Ballot,
+    },
+    /// A decision out of order.
+    #[error("record {index}: slot {slot} decided while slot {expected} is open")]
+    Order {
+        /// The record's number.
+        index: usize,
+        /// Its slot.
+        slot: Slot,
+        /// The open slot.
+        expected: Slot,
+    },
+    /// A decided transaction that makes no sense in the state it meets.
+    #[error("record {index}: slot {slot} cannot be applied: {error}")]
+    Apply {
+        /// The record's number.
+        index: usize,
+        /// Its slot.
+        slot: Slot,
+        /// Why.
+        error: ChangeError,
+    },
+    /// A decision that leads to another hash than it says.
+    #[error("record {index}: slot {slot} leads to {here} here and to {there} there")]
+    Hash {
+        /// The record's number.
+        index: usize,
+        /// Its slot.
+        slot: Slot,
+        /// The hash computed here.
+        here: StateHash,
+        /// The hash that came with it.
+        there: StateHash,
+    },
+}
+
+impl Durable {
+    /// The first records of a new log.
+    pub fn genesis(mesh: &MeshId, node: &NodeId, disk_id: DiskId, state: RoutingState) -> Vec<Record> {
+        let genesis_hash = crate::core::value::genesis_hash(mesh.as_str(), &state);
+        vec![
+            Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation: 1, disk_id },
+            Record::Snapshot { genesis_hash, slot: 0, state_hash: genesis_hash, state },
+        ]
+    }
+
+    /// The status that these records leave.
+    pub fn replay(records: impl IntoIterator<Item = Record>) -> Result<Durable, ReplayError> {
+        let mut records = records.into_iter();
+        let (Some(Record::Boot { mesh, node, incarnation, disk_id }), Some(Record::Snapshot { genesis_hash, slot, state_hash, state })) =
+            (records.next(), records.next())
+        else {
+            return Err(ReplayError::Beginning);
+        };
+        let head = Head { slot, version: state.version, state_hash };
+        let base = Base { slot, state_hash, state: state.clone() };
+        let (decisions, open, peers) = (VecDeque::new(), OpenSlot::default(), BTreeMap::new());
+        let mut durable =
+            Durable { mesh, node, incarnation, disk_id, genesis_hash, base, decisions, state, head, open, peers, admitted: false };
+        for (index, record) in records.enumerate() {
+            durable.apply(index + 2, record)?;
+        }
+        Ok(durable)
+    }
+
+    /// Takes in one record. `index` is for the error only. On an error nothing is changed.
+    pub fn apply(&mut self, index: usize, record: Record) -> Result<(), ReplayError> {
+        match record {
+            Record::Boot { mesh, node, incarnation, disk_id } => {
+                let follows = mesh == self.mesh && node == self.node && disk_id == self.disk_id && incarnation > self.incarnation;
+                if !follows {
+                    return Err(ReplayError::Boot { index, mesh, node, incarnation });
+                }
+                self.incarnation = incarnation;
+            }
+            Record::Snapshot { slot, .. } => return Err(ReplayError::Snapshot { index, slot }),
+            Record::Peer { node, disk_id } => {
+                self.peers.insert(node, disk_id);
+            }
+            Record::Admitted => self.admitted = true,
+            Record::Promise { slot, ballot } => {
+                self.check(index, "a promise", slot, &ballot, self.open.may_promise(&ballot))?;
+                self.open.promised = Some(ballot);
+            }
+            Record::Prepared { slot, ballot, tx } => {
+                let allowed = self.open.may_promise(&ballot) && self.open.prepared.is_none();
+                self.check(index, "a yes", slot, &ballot, allowed)?;
+                self.open.promised = Some(ballot);
+                self.open.prepared = Some(tx);
+            }
+            Record::Accepted { slot, ballot, value } => {
+                self.check(index, "an accept", slot, &ballot, self.open.may_accept(&ballot))?;
+                self.open.promised = Some(ballot.clone());
+                self.open.accepted = Some((ballot, value));
+            }
+            Record::Decided { decision } => {
+                let (slot, expected) = (decision.slot, self.head.slot + 1);
+                if slot != expected {
+                    return Err(ReplayError::Order { index, slot, expected });
+                }
+                let hash_here = match &decision.value {
+                    Value::Commit(commit) => {
+                        let after = self.state.after(&commit.tx).map_err(|error| ReplayError::Apply { index, slot, error })?;
+                        let hash = commit_hash(self.head.state_hash, slot, &commit.tx, &after);
+                        Self::check_hash(index, slot, hash, commit.state_hash)?;
+                        Self::check_hash(index, slot, hash, decision.state_hash)?;
+                        self.state = after;
+                        hash
+                    }
+                    Value::Abort(abort) => {
+                        let hash = abort_hash(self.head.state_hash, slot, abort);
+                        Self::check_hash(index, slot, hash, decision.state_hash)?;
+                        hash
+                    }
+                };
+                self.head = Head { slot, version: self.state.version, state_hash: hash_here };
+                self.open = OpenSlot::default();
+                self.decisions.push_back(decision);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, index: usize, what: &'static str, slot: Slot, ballot: &Ballot, allowed: bool) -> Result<(), ReplayError> {
+        if allowed && slot == self.head.slot + 1 { Ok(()) } else { Err(ReplayError::Illegal { index, what, slot, ballot: ballot.clone() }) }
+    }
+
+    fn check_hash(index: usize, slot: Slot, here: StateHash, there: StateHash) -> Result<(), ReplayError> {
+        if here == there { Ok(()) } else { Err(ReplayError::Hash { index, slot, here, there }) }
+    }
+
+    /// The decision of the open slot that this value makes.
+    pub fn decision_of(&self, value: &Value) -> Decision {
+        let slot = self.head.slot + 1;
+        let (version, state_hash) = match value {
+            Value::Commit(commit) => (self.state.version + 1, commit.state_hash),
+            Value::Abort(abort) => (self.state.version, abort_hash(self.head.state_hash, slot, abort)),
+        };
+        Decision { slot, value: value.clone(), version, state_hash }
+    }
+
+    /// Whether enough is kept to make compacting worth it. `needed_from` is the first slot that some member still lacks.
+    pub fn should_compact(&self, needed_from: Slot) -> bool {
+        self.decisions.len() >= DECISIONS_KEPT_MIN + DECISIONS_TO_COMPACT
+            && self.compact_to(needed_from) >= self.base.slot + DECISIONS_TO_COMPACT as Slot / 2
+    }
+
+    fn compact_to(&self, needed_from: Slot) -> Slot {
+        let keep_from = (self.head.slot + 1).saturating_sub(DECISIONS_KEPT_MIN as Slot);
+        keep_from.min(needed_from).saturating_sub(1)
+    }
+
+    /// Forgets decisions that every member has and that are old, and returns the records that stand for what is left.
+    /// A decision that some member lacks is never forgotten.
+    pub fn compact(&mut self, needed_from: Slot) -> Vec<Record> {
+        let to = self.compact_to(needed_from);
+        while self.decisions.front().is_some_and(|decision| decision.slot <= to) {
+            let Some(decision) = self.decisions.pop_front() else { break };
+            if let Value::Commit(commit) = &decision.value
+                && let Ok(after) = self.base.state.after(&commit.tx)
+            {
+                self.base.state = after;
+            }
+            self.base.slot = decision.slot;
+            self.base.state_hash = decision.state_hash;
+        }
+        self.records()
+    }
+
+    /// Records that replay to this status.
+    pub fn records(&self) -> Vec<Record> {
+        let boot = Record::Boot { mesh: self.mesh.clone(), node: self.node.clone(), incarnation: self.incarnation, disk_id: self.disk_id };
+        let Base { slot, state_hash, state } = self.base.clone();
+        let mut records = vec![boot, Record::Snapshot { genesis_hash: self.genesis_hash, slot, state_hash, state }];
+        records.extend(self.peers.iter().map(|(node, disk_id)| Record::Peer { node: node.clone(), disk_id: *disk_id }));
+        records.extend(self.admitted.then_some(Record::Admitted));
+        records.extend(self.decisions.iter().map(|decision| Record::Decided { decision: decision.clone() }));
+        let slot = self.head.slot + 1;
+        // The promise comes last when it is above the rest, so each of these is allowed where it stands.
+        if let Some(tx) = &self.open.prepared {
+            // Any ballot serves that is below what follows: nobody reads it but the check on replay.
+            let ballot = Ballot { round: 0, node: self.node.clone(), incarnation: 0 };
+            records.push(Record::Prepared { slot, ballot, tx: tx.clone() });
+        }
+        if let Some((ballot, value)) = &self.open.accepted {
+            records.push(Record::Accepted { slot, ballot: ballot.clone(), value: value.clone() });
+        }
+        if let Some(ballot) = &self.open.promised
+            && self.open.accepted.as_ref().is_none_or(|(accepted, _)| ballot > accepted)
+        {
+            records.push(Record::Promise { slot, ballot: ballot.clone() });
+        }
+        records
+    }
+
+    /// Whose mesh this is.
+    pub fn mesh(&self) -> &MeshId {
+        &self.mesh
+    }
+
+    /// Whose log this is.
+    pub fn node(&self) -> &NodeId {
+        &self.node
+    }
+
+    /// The last start's number.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// This log's disk.
+    pub fn disk_id(&self) -> DiskId {
+        self.disk_id
+    }
+
+    /// The hash of slot 0.
+    pub fn genesis_hash(&self) -> StateHash {
+        self.genesis_hash
+    }
+
+    /// The routing state at the head.
+    pub fn state(&self) -> &RoutingState {
+        &self.state
+    }
+
+    /// The last decided slot.
+    pub fn head(&self) -> Head {
+        self.head
+    }
+
+    /// The open slot, head + 1.
+    pub fn open(&self) -> &OpenSlot {
+        &self.open
+    }
+
+    /// The disk pinned for a member: the one the log admitted, or else the one it was first met with.
+    pub fn pinned_disk(&self, node: &NodeId) -> Option<DiskId> {
+        let admitted = self.state.members.get(node).and_then(|member| member.disk_id);
+        admitted.or_else(|| self.peers.get(node).copied())
+    }
+
+    /// Whether this node's votes count: the log admitted its disk, or every other member has pinned it.
+    pub fn is_admitted(&self) -> bool {
+        match self.state.members.get(&self.node) {
+            Some(member) => member.disk_id == Some(self.disk_id) || (member.disk_id.is_none() && self.admitted),
+            None => false,
+        }
+    }
+
+    /// The kept decisions from this slot on, oldest first.
+    pub fn decisions_from(&self, slot: Slot) -> impl Iterator<Item = &Decision> {
+        let first = self.base.slot + 1;
+        let skip = slot.saturating_sub(first).min(self.decisions.len() as Slot) as usize;
+        self.decisions.iter().skip(skip)
+    }
+
+    /// The first slot whose decision is kept.
+    pub fn first_kept(&self) -> Slot {
+        self.base.slot + 1
+    }
+
+    /// The decision of this slot, if it is kept.
+    pub fn decision(&self, slot: Slot) -> Option<&Decision> {
+        self.decisions_from(slot).next().filter(|decision| decision.slot == slot)
+    }
+
+    /// The hash of the log with this slot, if it is known.
+    pub fn hash_at(&self, slot: Slot) -> Option<StateHash> {
+        if slot == self.base.slot {
+            return Some(self.base.state_hash);
+        }
+        self.decision(slot).map(|decision| decision.state_hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::gate::GateLimits;
+    use crate::core::ids::{Digest, ModelId, RouteName};
+    use crate::core::state::{CanaryChange, Change, Kind, Model, RouteChange, Weights};
+    use crate::core::value::{Abort, AbortCause, Commit};
+
+    fn start() -> Durable {
+        let nodes = ["a", "b"].map(|id| NodeId::new(id).unwrap());
+        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let mesh = MeshId::new("m").unwrap();
+        let state = RoutingState::genesis(&mesh, nodes.clone(), routes.into());
+        Durable::replay(Durable::genesis(&mesh, &nodes[0], DiskId([1; 8]), state)).unwrap()
+    }
+
+    fn ballot(round: u64) -> Ballot {
+        Ballot { round, node: NodeId::new("a").unwrap(), incarnation: 1 }
+    }
+
+    fn tx(counter: u64, weight: u16) -> Transaction {
+        let canary = CanaryChange::Set(Model { id: ModelId::new("v2").unwrap(), digest: Some(Digest([2; 32])) });
+        let change = RouteChange { stable: None, canary, weights: Some(Weights::with_canary(weight).unwrap()) };
+        Transaction {
+            txid: format!("a-1-{counter}").parse().unwrap(),
+            kind: Kind::Advance,
+            change: Change::Routes([(RouteName::new("default").unwrap(), change)].into()),
+            idempotency_key: None,
+        }
+    }
+
+    fn commit(durable: &Durable, tx: Transaction) -> Record {
+        let after = durable.state().after(&tx).unwrap();
+        let state_hash = commit_hash(durable.head().state_hash, durable.head().slot + 1, &tx, &after);
+        let value = Value::Commit(Commit { tx, state_hash, votes: Vec::new(), excused: Vec::new(), at: 0 });
+        Record::Decided { decision: durable.decision_of(&value) }
+    }
+
+    fn with_history(decisions: u64) -> Durable {
+        let mut durable = start();
+        for n in 0..decisions {
+            let record = match n % 3 {
+                2 => {
+                    let abort = Abort { txid: None, kind: None, cause: AbortCause::CoordinatorLost, votes: Vec::new(), at: 0 };
+                    Record::Decided { decision: durable.decision_of(&Value::Abort(abort)) }
+                }
+                _ => commit(&durable, tx(n + 1, 100 + (n % 3) as u16)),
+            };
+            durable.apply(0, record).unwrap();
+        }
+        durable
+    }
+
+    #[test]
+    fn compacting_changes_nothing_but_what_is_kept() {
+        let mut durable = with_history(6_000);
+        durable.apply(0, Record::Prepared { slot: 6_001, ballot: ballot(3), tx: tx(9_000, 7) }).unwrap();
+        durable.apply(0, Record::Promise { slot: 6_001, ballot: ballot(4) }).unwrap();
+        let (head, state, open) = (durable.head(), durable.state().clone(), durable.open().clone());
+        assert!(durable.should_compact(6_001));
+        let records = durable.compact(6_001);
+        assert_eq!((durable.head(), durable.state(), durable.open()), (head, &state, &open));
+        assert_eq!(durable.first_kept(), 6_000 - DECISIONS_KEPT_MIN as u64 + 1);
+        assert!(!durable.should_compact(6_001));
+        assert_eq!(Durable::replay(records).unwrap(), durable);
+    }
+
+    #[test]
+    fn a_decision_that_some_member_lacks_is_never_compacted_away() {
+        let mut durable = with_history(6_000);
+        assert!(!durable.should_compact(5));
+        durable.compact(5);
+        assert_eq!(durable.first_kept(), 5);
+        assert!(durable.decision(5).is_some());
+    }
+
+    #[test]
+    fn records_stand_for_every_status_of_the_open_slot() {
+        let mut durable = with_history(4);
+        let Record::Decided { decision } = commit(&durable, tx(9, 900)) else { panic!() };
+        let steps = [
+            Record::Promise { slot: 5, ballot: ballot(1) },
+            Record::Prepared { slot: 5, ballot: ballot(2), tx: tx(9, 900) },
+            Record::Accepted { slot: 5, ballot: ballot(2), value: decision.value.clone() },
+            Record::Promise { slot: 5, ballot: ballot(7) },
+            Record::Peer { node: NodeId::new("b").unwrap(), disk_id: DiskId([9; 8]) },
+            Record::Admitted,
+            Record::Decided { decision },
+        ];
+        for record in steps {
+            durable.apply(0, record).unwrap();
+            assert_eq!(Durable::replay(durable.records()).unwrap(), durable);
+        }
+    }
+
+    #[test]
+    fn an_impossible_record_is_an_error_and_changes_nothing() {
+        let mut durable = with_history(4);
+        durable.apply(0, Record::Prepared { slot: 5, ballot: ballot(5), tx: tx(9, 900) }).unwrap();
+        let Record::Decided { decision } = commit(&durable, tx(9, 900)) else { panic!() };
+        let before = durable.clone();
+        let mut forged = decision.clone();
+        forged.state_hash = StateHash([0; 32]);
+        let impossible = [
+            Record::Promise { slot: 5, ballot: ballot(5) },
+            Record::Promise { slot: 6, ballot: ballot(9) },
+            Record::Prepared { slot: 5, ballot: ballot(9), tx: tx(10, 900) },
+            Record::Accepted { slot: 5, ballot: ballot(4), value: decision.value.clone() },
+            Record::Decided { decision: Decision { slot: 6, ..decision } },
+            Record::Decided { decision: forged },
+            Durable::genesis(&MeshId::new("m").unwrap(), &NodeId::new("b").unwrap(), DiskId([1; 8]), before.state().clone()).remove(0),
+            Durable::genesis(&MeshId::new("m").unwrap(), &NodeId::new("a").unwrap(), DiskId([1; 8]), before.state().clone()).remove(1),
+        ];
+        for record in impossible {
+            assert!(durable.apply(0, record.clone()).is_err(), "{record:?}");
+            assert_eq!(durable, before);
+        }
+        assert_eq!(Durable::replay([Record::Admitted]), Err(ReplayError::Beginning));
+    }
+}

@@ -1,0 +1,328 @@
+//! What goes into the core and what comes out of it.
+//!
+//! **The contract.** What must be durable before something leaves the node is said by that something: [`After::Synced`]
+//! names the record. The shell may send what says [`After::Nothing`] at once; it must not send the rest before the record
+//! of that number, and so every record before it, has been synced. A message to the node itself obeys the same rule, so the
+//! node counts its own vote no sooner than anybody else's.
+//!
+//! | before this leaves the node | this is synced |
+//! |---|---|
+//! | any message at all | `Boot` (the shell writes it before it starts the core) |
+//! | PREPARE_RESP with a vote, yes or no | `Prepared` or `Promise` |
+//! | RESOLVE_RESP with a promise | `Promise` |
+//! | ACCEPT_RESP that accepts | `Accepted` |
+//! | PINNED | `Peer` |
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::core::ballot::Ballot;
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, StateHash, Time, TxId, UnixMs};
+use crate::core::message::{HealthSnapshot, Message};
+use crate::core::record::Record;
+use crate::core::state::{Change, Kind, RoutingState, Transaction};
+use crate::core::value::{AbortCause, CastVote, Decision, Vote};
+
+/// The moment of a step, handed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// The clock that deadlines are measured by. Never runs backwards.
+    pub time: Time,
+    /// The wall clock, for people.
+    pub unix_ms: UnixMs,
+}
+
+/// Counts the records of this process, from 1.
+pub type LogIndex = u64;
+
+/// Names a waiting caller to the shell.
+pub type CallerId = u64;
+
+/// What the core is told.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Input {
+    /// Time has passed; see [`crate::core::Node::deadline`].
+    Tick,
+    /// A link to a peer is up.
+    LinkUp {
+        /// The peer.
+        peer: NodeId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Its disk.
+        disk_id: DiskId,
+    },
+    /// That link is down.
+    LinkDown {
+        /// The peer.
+        peer: NodeId,
+        /// The incarnation that the link was to.
+        incarnation: Incarnation,
+    },
+    /// A message came.
+    Message {
+        /// From this node (or from the node itself).
+        from: NodeId,
+        /// Of this incarnation.
+        incarnation: Incarnation,
+        /// The message.
+        message: Message,
+    },
+    /// A caller wants a change.
+    Propose {
+        /// Who gets the receipt.
+        caller: CallerId,
+        /// The change.
+        proposal: Proposal,
+    },
+    /// The answer to [`Output::Vet`].
+    Vetted {
+        /// The slot.
+        slot: Slot,
+        /// The ballot.
+        ballot: Ballot,
+        /// What this node's models and gate say.
+        vote: Vote,
+    },
+    /// This node's own health, for its heartbeats.
+    Health(HealthSnapshot),
+    /// New timing from peers.json.
+    Timing(Timing),
+}
+
+/// The spans that the core keeps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// From one heartbeat to the next, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// For votes, and again for accepts, in milliseconds.
+    pub prepare_timeout_ms: u64,
+}
+
+/// What a caller wants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proposal {
+    /// What it is for.
+    pub kind: Kind,
+    /// What it changes.
+    pub change: Change,
+    /// Applied at most once.
+    pub idempotency_key: Option<String>,
+}
+
+/// When something may leave the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// At once.
+    Nothing,
+    /// When this record, and all before it, have been synced.
+    Synced(LogIndex),
+}
+
+/// What the core wants done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    /// Append this record to the log.
+    Append {
+        /// Its number.
+        index: LogIndex,
+        /// The record.
+        record: Record,
+    },
+    /// Send this message; to the node itself it comes back as an input.
+    Send {
+        /// To this node.
+        to: NodeId,
+        /// The message.
+        message: Message,
+        /// Not before this.
+        after: After,
+    },
+    /// Load and warm up the models of this transaction, ask the gate, and answer with [`Input::Vetted`].
+    Vet {
+        /// The slot.
+        slot: Slot,
+        /// The ballot.
+        ballot: Ballot,
+        /// The transaction.
+        tx: Transaction,
+    },
+    /// Route by this from now on.
+    Apply(Applied),
+    /// The caller's receipt.
+    Reply {
+        /// The caller.
+        caller: CallerId,
+        /// The receipt.
+        receipt: Receipt,
+    },
+    /// Close the link to this peer, and tell it why.
+    Refuse {
+        /// The peer.
+        peer: NodeId,
+        /// Why.
+        reason: String,
+    },
+    /// Compact the log when this batch is synced: [`crate::core::Node::compact`].
+    CompactDue,
+    /// Something worth a line in the events.
+    Event(Event),
+}
+
+/// What a node routes by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Applied {
+    /// The routing state.
+    pub state: Arc<RoutingState>,
+    /// The slot it is the state of.
+    pub slot: Slot,
+    /// The hash of the log with that slot.
+    pub state_hash: StateHash,
+    /// Whether a canary may be served. Where it may not, everything goes to stable.
+    pub canary_allowed: bool,
+}
+
+/// How a transaction ended, as far as this node knows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Chosen, for ever.
+    Committed,
+    /// Nobody will ever commit it.
+    Aborted(AbortCause),
+    /// Not settled yet, and why not.
+    Unknown(String),
+}
+
+/// What a caller is told. A receipt once told is true for ever, but for `applied` and `waiting`, which are of the moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// The transaction.
+    pub txid: TxId,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The slot that settled it; `None` if it never got one.
+    pub slot: Option<Slot>,
+    /// The version with that slot.
+    pub version: u64,
+    /// The hash of the log with that slot.
+    pub state_hash: StateHash,
+    /// The votes, as far as they were heard.
+    pub votes: Vec<CastVote>,
+    /// The members that a commit did without.
+    pub excused: Vec<NodeId>,
+    /// Members known to have applied it.
+    pub applied: Vec<NodeId>,
+    /// Members not known to have applied it.
+    pub waiting: Vec<NodeId>,
+    /// From proposal to outcome, in microseconds; `None` when asked for later.
+    pub elapsed_us: Option<u64>,
+}
+
+/// Something worth a line in the events.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// This node coordinates a transaction.
+    Proposed {
+        /// The slot.
+        slot: Slot,
+        /// The ballot.
+        ballot: String,
+        /// The transaction.
+        txid: TxId,
+        /// Its kind.
+        kind: Kind,
+    },
+    /// This node has voted.
+    Voted {
+        /// The slot.
+        slot: Slot,
+        /// The transaction.
+        txid: TxId,
+        /// For it or not.
+        yes: bool,
+        /// Why.
+        reason: Option<String>,
+    },
+    /// The votes are in, and this node is about to ask for the accepts.
+    Deciding {
+        /// The slot.
+        slot: Slot,
+        /// The transaction.
+        txid: Option<TxId>,
+        /// `commit` or `abort`.
+        value: &'static str,
+    },
+    /// This node gave its transaction up before any value was proposed.
+    GaveUp {
+        /// The slot.
+        slot: Slot,
+        /// The transaction.
+        txid: TxId,
+        /// Why.
+        reason: String,
+    },
+    /// This node takes over an open slot.
+    Resolving {
+        /// The slot.
+        slot: Slot,
+        /// The ballot.
+        ballot: String,
+        /// Why.
+        reason: String,
+    },
+    /// A slot is decided here.
+    Decided {
+        /// The decision.
+        slot: Slot,
+        /// The transaction.
+        txid: Option<TxId>,
+        /// `commit` or `abort`.
+        value: &'static str,
+        /// The version after it.
+        version: u64,
+        /// The hash after it.
+        state_hash: StateHash,
+        /// Why, if aborted.
+        reason: Option<String>,
+    },
+    /// A link came up.
+    LinkUp {
+        /// The peer.
+        peer: NodeId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+    },
+    /// A link went down.
+    LinkDown {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// Every member has recorded this node's disk.
+    Admitted,
+    /// The node is where a majority is.
+    CaughtUp {
+        /// Its head.
+        slot: Slot,
+    },
+    /// This node fetches decisions it lacks.
+    CatchingUp {
+        /// From this peer.
+        peer: NodeId,
+        /// From this slot on.
+        from: Slot,
+    },
+    /// Two nodes hold different histories. This node serves stable only and votes no more.
+    Diverged {
+        /// What was seen.
+        reason: String,
+    },
+}
+
+impl Decision {
+    /// `commit` or `abort`.
+    pub(crate) fn word(&self) -> &'static str {
+        if self.value.is_commit() { "commit" } else { "abort" }
+    }
+}

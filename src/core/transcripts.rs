@@ -1,0 +1,478 @@
+//! Cluster tests as readable transcripts: a cluster in one process with virtual time, commands in and text out.
+//!
+//! Every file of `testdata/` is a run: a line that begins with `> ` is a command, and the lines after it are what the cluster
+//! is expected to say. `UPDATE_TRANSCRIPTS=1 cargo test transcripts` writes what it does say; read the difference before
+//! committing it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+
+use crate::core::durable::Durable;
+use crate::core::gate::GateLimits;
+use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
+use crate::core::io::{After, Event, Input, Now, Outcome, Output, Proposal, Receipt, Timing};
+use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::record::Record;
+use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, RoutingState, Weights};
+use crate::core::value::{Value, Vote};
+use crate::core::{LogIndex, Node};
+
+const TIMING: Timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+
+#[derive(Default)]
+struct Cluster {
+    members: BTreeMap<NodeId, Process>,
+    network: VecDeque<InTransit>,
+    held: VecDeque<InTransit>,
+    holding: Vec<String>,
+    groups: Vec<BTreeSet<NodeId>>,
+    linked: BTreeSet<(NodeId, NodeId)>,
+    now: Time,
+    callers: u64,
+    trace: bool,
+    text: String,
+}
+
+struct Process {
+    node: Option<Node>,
+    disk: Vec<Record>,
+    unsynced: Vec<Record>,
+    after_sync: Vec<(LogIndex, NodeId, Message)>,
+    synced: LogIndex,
+    sync_held: bool,
+    veto: Option<String>,
+    vets_held: Option<Vec<Input>>,
+    wiped: u8,
+}
+
+struct InTransit {
+    from: NodeId,
+    incarnation: u64,
+    to: NodeId,
+    message: Message,
+}
+
+impl InTransit {
+    fn is(&self, pattern: &str) -> bool {
+        let words = [kind(&self.message), &format!("{}>", self.from), &format!(">{}", self.to), &format!("{}>{}", self.from, self.to)];
+        pattern.split('&').all(|word| words.contains(&word))
+    }
+}
+
+fn id(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn kind(message: &Message) -> &'static str {
+    match message {
+        Message::PrepareReq { .. } => "PREPARE_REQ",
+        Message::PrepareResp { .. } => "PREPARE_RESP",
+        Message::AcceptReq { .. } => "ACCEPT_REQ",
+        Message::AcceptResp { .. } => "ACCEPT_RESP",
+        Message::Decision { .. } => "DECISION",
+        Message::ResolveReq { .. } => "RESOLVE_REQ",
+        Message::ResolveResp { .. } => "RESOLVE_RESP",
+        Message::Heartbeat(_) => "HEARTBEAT",
+        Message::Fetch { .. } => "FETCH",
+        Message::Decisions { .. } => "DECISIONS",
+        Message::Pinned { .. } => "PINNED",
+    }
+}
+
+fn detail(message: &Message) -> String {
+    let value = |value: &Value| if value.is_commit() { "commit" } else { "abort" };
+    match message {
+        Message::PrepareReq { slot, ballot, tx, .. } => format!("slot {slot} at {ballot}: {}", tx.txid),
+        Message::PrepareResp { slot, ballot, answer } => {
+            let answer = match answer {
+                PrepareAnswer::Voted { vote, accepted } => {
+                    let accepted = accepted.as_ref().map(|(b, v)| format!(", accepted {} at {b}", value(v))).unwrap_or_default();
+                    format!("{}{accepted}", if vote.yes { "yes" } else { "no" })
+                }
+                PrepareAnswer::Busy { holder } => format!("busy with {holder}"),
+                PrepareAnswer::Rejected { promised } => format!("promised {promised}"),
+                PrepareAnswer::NotReady { reason } => reason.clone(),
+            };
+            format!("slot {slot} at {ballot}: {answer}")
+        }
+        Message::AcceptReq { slot, ballot, value: v } => format!("slot {slot} at {ballot}: {}", value(v)),
+        Message::AcceptResp { slot, ballot, answer: AcceptAnswer::Accepted } => format!("slot {slot} at {ballot}: accepted"),
+        Message::AcceptResp { slot, ballot, answer: AcceptAnswer::Rejected { promised } } => {
+            format!("slot {slot} at {ballot}: promised {promised}")
+        }
+        Message::Decision { decision } => format!("slot {}: {}", decision.slot, value(&decision.value)),
+        Message::ResolveReq { slot, ballot } => format!("slot {slot} at {ballot}"),
+        Message::ResolveResp { slot, ballot, answer } => match answer {
+            ResolveAnswer::Promised { accepted, prepared } => {
+                let accepted = accepted.as_ref().map(|(b, v)| format!(", accepted {} at {b}", value(v))).unwrap_or_default();
+                let prepared = prepared.as_ref().map(|tx| format!(", prepared {}", tx.txid)).unwrap_or_default();
+                format!("slot {slot} at {ballot}: promised{accepted}{prepared}")
+            }
+            ResolveAnswer::Rejected { promised } => format!("slot {slot} at {ballot}: promised {promised}"),
+        },
+        Message::Heartbeat(beat) => format!("{} at slot {}", beat.beat, beat.head.slot),
+        Message::Fetch { from } => format!("from slot {from}"),
+        Message::Decisions { decisions } => format!("{} decisions", decisions.len()),
+        Message::Pinned { disk_id } => format!("disk {disk_id}"),
+    }
+}
+
+fn model(name: &str) -> Model {
+    Model { id: ModelId::new(name).unwrap(), digest: Some(Digest([7; 32])) }
+}
+
+impl Cluster {
+    fn say(&mut self, line: impl AsRef<str>) {
+        writeln!(self.text, "{}", line.as_ref()).unwrap();
+    }
+
+    fn command(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["start", names @ ..] => self.start(names),
+            ["trace"] => self.trace = !self.trace,
+            ["propose", at, rest @ ..] => self.propose(at, Kind::Advance, rest),
+            ["reduce", at, rest @ ..] => self.propose(at, Kind::Reduce, rest),
+            ["members", at, rest @ ..] => self.propose(at, Kind::Config, rest),
+            ["veto", at, reason @ ..] => self.members.get_mut(&id(at)).unwrap().veto = (!reason.is_empty()).then(|| reason.join(" ")),
+            ["slow-vote", at] => self.members.get_mut(&id(at)).unwrap().vets_held = Some(Vec::new()),
+            ["vote-now", at] => {
+                for input in self.members.get_mut(&id(at)).unwrap().vets_held.take().unwrap() {
+                    self.step(&id(at), input);
+                }
+                self.deliver();
+            }
+            ["hold-sync", at] => self.members.get_mut(&id(at)).unwrap().sync_held = true,
+            ["sync", at] => {
+                self.members.get_mut(&id(at)).unwrap().sync_held = false;
+                self.sync(&id(at));
+                self.deliver();
+            }
+            ["hold", pattern] => self.holding.push((*pattern).to_owned()),
+            ["release"] => {
+                self.holding.clear();
+                self.network.extend(std::mem::take(&mut self.held));
+                self.deliver();
+            }
+            ["drop"] => {
+                self.holding.clear();
+                let dropped = self.held.len();
+                self.held.clear();
+                self.say(format!("{dropped} messages dropped"));
+            }
+            ["cut", groups @ ..] => {
+                self.groups = groups.split(|word| *word == "|").map(|group| group.iter().map(|name| id(name)).collect()).collect();
+                self.relink();
+                self.deliver();
+            }
+            ["heal"] => {
+                self.groups.clear();
+                self.relink();
+                self.deliver();
+            }
+            ["crash", at] => {
+                let process = self.members.get_mut(&id(at)).unwrap();
+                (process.node, process.sync_held, process.vets_held) = (None, false, None);
+                process.unsynced.clear();
+                process.after_sync.clear();
+                self.network.retain(|transit| transit.from != id(at) && transit.to != id(at));
+                self.relink();
+                self.deliver();
+            }
+            ["restart", at] => {
+                self.boot(&id(at));
+                self.relink();
+                self.deliver();
+            }
+            ["wipe", at] => {
+                let genesis = self.genesis();
+                let process = self.members.get_mut(&id(at)).unwrap();
+                process.wiped += 1;
+                process.disk = Durable::genesis(&MeshId::new("test").unwrap(), &id(at), DiskId([process.wiped; 8]), genesis);
+            }
+            ["run", ms] => self.run(ms.parse().unwrap()),
+            ["receipt", at, txid] => {
+                let receipt = self.members[&id(at)].node.as_ref().unwrap().receipt(&txid.parse().unwrap());
+                let text = receipt.map_or("not known here".to_owned(), |receipt| describe(&receipt));
+                self.say(format!("{at}: {text}"));
+            }
+            ["status"] => self.status(),
+            _ => panic!("no such command: {line}"),
+        }
+    }
+
+    fn genesis(&self) -> RoutingState {
+        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        RoutingState::genesis(&MeshId::new("test").unwrap(), self.members.keys().cloned(), routes.into())
+    }
+
+    fn start(&mut self, names: &[&str]) {
+        for name in names {
+            let process = Process {
+                node: None,
+                disk: Vec::new(),
+                unsynced: Vec::new(),
+                after_sync: Vec::new(),
+                synced: 0,
+                sync_held: false,
+                veto: None,
+                vets_held: None,
+                wiped: 0,
+            };
+            self.members.insert(id(name), process);
+        }
+        let genesis = self.genesis();
+        for (number, (name, process)) in self.members.iter_mut().enumerate() {
+            let disk_id = DiskId([0xa0 + number as u8; 8]);
+            process.disk = Durable::genesis(&MeshId::new("test").unwrap(), name, disk_id, genesis.clone());
+        }
+        for name in self.members.keys().cloned().collect::<Vec<_>>() {
+            self.boot(&name);
+        }
+        self.relink();
+        self.deliver();
+    }
+
+    /// Replays the disk and starts the node, as the shell does.
+    fn boot(&mut self, name: &NodeId) {
+        let process = self.members.get_mut(name).unwrap();
+        let before = Durable::replay(process.disk.iter().cloned()).unwrap();
+        let (mesh, node, disk_id) = (before.mesh().clone(), before.node().clone(), before.disk_id());
+        process.disk.push(Record::Boot { mesh, node, incarnation: before.incarnation() + 1, disk_id });
+        process.node = Some(Node::new(Durable::replay(process.disk.iter().cloned()).unwrap(), TIMING));
+        process.synced = 0;
+        self.step(name, Input::Tick);
+    }
+
+    fn relink(&mut self) {
+        let names: Vec<_> = self.members.keys().cloned().collect();
+        let group = |groups: &[BTreeSet<NodeId>], name: &NodeId| groups.iter().position(|group| group.contains(name));
+        for one in &names {
+            for other in &names {
+                let up = |name: &NodeId| self.members[name].node.is_some();
+                let (here, there) = (group(&self.groups, one), group(&self.groups, other));
+                let wanted = one != other && up(one) && up(other) && (here.is_none() || there.is_none() || here == there);
+                let pair = (one.clone(), other.clone());
+                if wanted && self.linked.insert(pair.clone()) {
+                    let durable = self.members[other].node.as_ref().unwrap().durable();
+                    let (incarnation, disk_id) = (durable.incarnation(), durable.disk_id());
+                    self.step(one, Input::LinkUp { peer: other.clone(), incarnation, disk_id });
+                } else if !wanted && self.linked.remove(&pair) {
+                    self.network.retain(|transit| (&transit.from, &transit.to) != (other, one));
+                    let incarnation = Durable::replay(self.members[other].disk.iter().cloned()).unwrap().incarnation();
+                    if up(one) {
+                        self.step(one, Input::LinkDown { peer: other.clone(), incarnation });
+                    }
+                }
+            }
+        }
+    }
+
+    fn propose(&mut self, at: &str, kind: Kind, words: &[&str]) {
+        let weights = |percent: &str| Some(Weights::with_canary(percent.parse::<u16>().unwrap() * 100).unwrap());
+        let (words, key) = match words {
+            [words @ .., "key", key] => (words, Some((*key).to_owned())),
+            words => (words, None),
+        };
+        let route = match words {
+            ["canary", name, percent] => RouteChange { stable: None, canary: CanaryChange::Set(model(name)), weights: weights(percent) },
+            ["weight", percent] => RouteChange { stable: None, canary: CanaryChange::Keep, weights: weights(percent) },
+            ["stable", name] => RouteChange { stable: Some(model(name)), canary: CanaryChange::Keep, weights: None },
+            _ => RouteChange { stable: None, canary: CanaryChange::Remove, weights: None },
+        };
+        let change = match words {
+            ["remove", name] => Change::Members(MemberChange::Remove { node: id(name) }),
+            ["add", name] => Change::Members(MemberChange::Add { node: id(name), disk_id: DiskId([1; 8]) }),
+            _ => Change::Routes([(RouteName::new("default").unwrap(), route)].into()),
+        };
+        self.callers += 1;
+        let caller = self.callers;
+        self.step(&id(at), Input::Propose { caller, proposal: Proposal { kind, change, idempotency_key: key } });
+        self.deliver();
+    }
+
+    fn deliver(&mut self) {
+        while let Some(transit) = self.network.pop_front() {
+            if self.holding.iter().any(|pattern| transit.is(pattern)) {
+                self.held.push_back(transit);
+                continue;
+            }
+            let InTransit { from, incarnation, to, message } = transit;
+            let reaches = from == to || self.linked.contains(&(to.clone(), from.clone()));
+            if self.members[&to].node.is_none() || !reaches {
+                continue;
+            }
+            if self.trace && !matches!(message, Message::Heartbeat(_) | Message::Pinned { .. }) {
+                self.say(format!("  {from} -> {to} {} {}", kind(&message), detail(&message)));
+            }
+            self.step(&to, Input::Message { from, incarnation, message });
+        }
+    }
+
+    fn step(&mut self, name: &NodeId, input: Input) {
+        let now = Now { time: self.now, unix_ms: self.now.0 / 1_000 };
+        let process = self.members.get_mut(name).unwrap();
+        let Some(node) = &mut process.node else { return };
+        let outputs = node.step(now, input);
+        let incarnation = node.durable().incarnation();
+        for output in outputs {
+            let process = self.members.get_mut(name).unwrap();
+            match output {
+                Output::Append { record, .. } => process.unsynced.push(record),
+                Output::Send { to, message, after: After::Nothing } => {
+                    self.network.push_back(InTransit { from: name.clone(), incarnation, to, message });
+                }
+                Output::Send { to, message, after: After::Synced(index) } => process.after_sync.push((index, to, message)),
+                Output::Vet { slot, ballot, .. } => {
+                    let vote = process.veto.as_ref().map_or(Vote::yes(), Vote::no);
+                    let vetted = Input::Vetted { slot, ballot, vote };
+                    match &mut process.vets_held {
+                        Some(held) => held.push(vetted),
+                        None => self.step(name, vetted),
+                    }
+                }
+                Output::Reply { caller, receipt } => self.say(format!("{name} tells caller {caller}: {}", describe(&receipt))),
+                Output::Event(event) => self.event(name, &event),
+                Output::Refuse { peer, reason } => {
+                    self.linked.remove(&(name.clone(), peer.clone()));
+                    self.linked.remove(&(peer.clone(), name.clone()));
+                    self.say(format!("{name} refuses {peer}: {reason}"));
+                }
+                Output::Apply(_) | Output::CompactDue => {}
+            }
+        }
+        if !self.members[name].sync_held {
+            self.sync(name);
+        }
+    }
+
+    fn sync(&mut self, name: &NodeId) {
+        let process = self.members.get_mut(name).unwrap();
+        let Some(node) = &process.node else { return };
+        process.synced += process.unsynced.len() as LogIndex;
+        process.disk.append(&mut process.unsynced);
+        // The running status is the fold over the disk, always.
+        assert_eq!(&Durable::replay(process.disk.iter().cloned()).unwrap(), node.durable());
+        let incarnation = node.durable().incarnation();
+        for (index, to, message) in std::mem::take(&mut process.after_sync) {
+            assert!(index <= process.synced, "{name} names a record that was never appended");
+            self.network.push_back(InTransit { from: name.clone(), incarnation, to, message });
+        }
+    }
+
+    /// Lets time pass, from one deadline to the next.
+    fn run(&mut self, ms: u64) {
+        let end = self.now.plus_ms(ms);
+        loop {
+            self.deliver();
+            let next = self.members.values().filter_map(|process| process.node.as_ref()).map(Node::deadline).min();
+            let Some(next) = next.filter(|next| *next <= end) else { break };
+            self.now = self.now.max(next);
+            for name in self.members.keys().cloned().collect::<Vec<_>>() {
+                if self.members[&name].node.as_ref().is_some_and(|node| node.deadline() <= self.now) {
+                    self.step(&name, Input::Tick);
+                    let deadline = self.members[&name].node.as_ref().unwrap().deadline();
+                    assert!(deadline > self.now, "{name} would tick for ever");
+                }
+            }
+        }
+        self.now = end;
+    }
+
+    fn event(&mut self, name: &NodeId, event: &Event) {
+        let because = |reason: &Option<String>| reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        let line = match event {
+            Event::Proposed { slot, ballot, txid, kind } => format!("{name} proposes {txid} ({kind}) for slot {slot} at {ballot}"),
+            Event::Voted { slot, txid, yes, reason } => {
+                format!("{name} votes {} on {txid} in slot {slot}{}", if *yes { "yes" } else { "no" }, because(reason))
+            }
+            Event::Deciding { slot, txid, value } => {
+                let txid = txid.as_ref().map(|txid| format!(" of {txid}")).unwrap_or_default();
+                format!("{name} asks for accepts in slot {slot}: {value}{txid}")
+            }
+            Event::GaveUp { slot, txid, reason } => format!("{name} gives {txid} in slot {slot} up: {reason}"),
+            Event::Resolving { slot, ballot, reason } => format!("{name} resolves slot {slot} at {ballot}: {reason}"),
+            Event::Decided { slot, value, version, reason, .. } => {
+                format!("{name} decided slot {slot}: {value}, version {version}{}", because(reason))
+            }
+            Event::Diverged { reason } => format!("{name} DIVERGED: {reason}"),
+            Event::CatchingUp { peer, from } => format!("{name} fetches slot {from} and on from {peer}"),
+            Event::CaughtUp { slot } => format!("{name} has caught up, slot {slot}"),
+            Event::Admitted => format!("{name} is recorded by every member"),
+            Event::LinkUp { .. } | Event::LinkDown { .. } => return,
+        };
+        self.say(line);
+    }
+
+    fn status(&mut self) {
+        for name in self.members.keys().cloned().collect::<Vec<_>>() {
+            let Some(node) = &self.members[&name].node else {
+                self.say(format!("{name} is down"));
+                continue;
+            };
+            let (head, route) = (node.durable().head(), node.durable().state().routes.values().next().unwrap());
+            let canary = route.canary.as_ref().map_or("-".to_owned(), |model| model.id.to_string());
+            let open = node.open_transaction().map(|txid| format!(", open {txid}")).unwrap_or_default();
+            let canaries = if node.may_serve_canary() { "" } else { ", stable only" };
+            let line = format!(
+                "{name} slot {} version {} hash {}: {} {canary} {}{open}{canaries}",
+                head.slot,
+                head.version,
+                head.state_hash.short(),
+                route.stable.id,
+                route.weights
+            );
+            self.say(line);
+        }
+    }
+}
+
+fn describe(receipt: &Receipt) -> String {
+    let outcome = match &receipt.outcome {
+        Outcome::Committed => "committed".to_owned(),
+        Outcome::Aborted(cause) => format!("aborted ({cause})"),
+        Outcome::Unknown(why) => format!("unknown ({why})"),
+    };
+    let slot = receipt.slot.map(|slot| format!(", slot {slot}, version {}", receipt.version)).unwrap_or_default();
+    let vote = |yes| if yes { "yes" } else { "no" };
+    let votes: Vec<_> = receipt.votes.iter().map(|cast| format!("{}={}", cast.node, vote(cast.vote.yes))).collect();
+    let votes = if votes.is_empty() { String::new() } else { format!(", votes {}", votes.join(" ")) };
+    let excused: Vec<_> = receipt.excused.iter().map(NodeId::as_str).collect();
+    let excused = if excused.is_empty() { String::new() } else { format!(", excused {}", excused.join(" ")) };
+    format!("{} {outcome}{slot}{votes}{excused}", receipt.txid)
+}
+
+fn play(script: &str) -> String {
+    let mut cluster = Cluster::default();
+    for line in script.lines() {
+        let line = line.trim_end();
+        if let Some(command) = line.strip_prefix("> ") {
+            cluster.say(line);
+            cluster.command(command);
+        } else if line.starts_with('#') || line.is_empty() {
+            cluster.say(line);
+        }
+    }
+    cluster.text
+}
+
+#[test]
+fn transcripts() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/core/testdata");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(files.len() >= 15, "transcripts are missing");
+    let update = std::env::var_os("UPDATE_TRANSCRIPTS").is_some();
+    let mut wrong = Vec::new();
+    for file in files {
+        let expected = std::fs::read_to_string(&file).unwrap();
+        let said = play(&expected);
+        if update {
+            std::fs::write(&file, &said).unwrap();
+        } else if said != expected {
+            let first = said.lines().zip(expected.lines()).find(|(said, expected)| said != expected);
+            wrong.push(format!("{}: first difference (said, expected): {first:?}", file.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
