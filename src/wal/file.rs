@@ -334,11 +334,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tail_torn_at_any_byte_is_cut_off_and_the_log_goes_on() {
+    fn a_torn_tail_is_cut_off_and_the_log_goes_on() {
         let (_dir, path) = place();
         let (last, end) = three_groups(&path);
         let whole = fs::read(&path).unwrap();
-        for kept in last + 1..end {
+        // A sample at the file's level; the format's own test has every byte.
+        for kept in (last + 1..end).step_by(29) {
             for tail in [vec![], vec![0; end - kept], vec![0xA5; end - kept]] {
                 let image = [&whole[..kept], &tail].concat();
                 if image.starts_with(&whole[..end]) {
@@ -349,12 +350,10 @@ mod tests {
                 assert_eq!(opened.records, [snapshot(), promise(1), decided(1)], "{kept} bytes kept");
                 assert_eq!(opened.cut.unwrap().offset, last as u64);
                 assert_eq!(fs::metadata(&path).unwrap().len(), last as u64);
-                if kept % 16 == 0 {
-                    opened.wal.append(&[decided(7)]).unwrap();
-                    drop(opened);
-                    let opened = reopened(&path);
-                    assert_eq!((opened.records.last(), opened.cut), (Some(&decided(7)), None));
-                }
+                opened.wal.append(&[decided(7)]).unwrap();
+                drop(opened);
+                let opened = reopened(&path);
+                assert_eq!((opened.records.last(), opened.cut), (Some(&decided(7)), None));
             }
         }
     }

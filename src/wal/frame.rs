@@ -26,8 +26,9 @@ pub const GROUP_BYTES_MAX: usize = 16 << 20;
 /// The version of the format that this program writes and reads.
 pub const FORMAT_VERSION: u8 = 1;
 
-/// Begins every group. MessagePack and UTF-8 both never use the byte 0xC1, so no record can look like a group.
-const MAGIC: [u8; 7] = *b"\xC1canary";
+/// Begins every group, and nothing that a record holds looks like it: UTF-8 never has the byte 0xC1, MessagePack has it only inside a
+/// number or a length, and a length has no second one behind it.
+const MAGIC: [u8; 7] = *b"\xC1\xC1mesh\xC1";
 const HEADER_BYTES: usize = MAGIC.len() + 1 + 4 + 4 + CHAIN_BYTES;
 const CHAIN_BYTES: usize = 32;
 
@@ -257,6 +258,7 @@ fn decode(payload: &[u8]) -> Result<Vec<Record>, rmp_serde::decode::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::value::Value;
     use crate::wal::samples::{decided, promise, snapshot};
 
     /// A log of these groups, and where each begins.
@@ -270,6 +272,13 @@ mod tests {
             chain = after;
         }
         (bytes, offsets)
+    }
+
+    fn with_key(key: String) -> Record {
+        let Record::Decided { mut decision } = decided(1) else { unreachable!() };
+        let Value::Commit(commit) = &mut decision.value else { unreachable!() };
+        commit.tx.idempotency_key = Some(key);
+        Record::Decided { decision }
     }
 
     fn four_groups() -> (Vec<u8>, Vec<usize>) {
@@ -383,6 +392,16 @@ mod tests {
     }
 
     #[test]
+    fn no_text_in_a_record_looks_like_a_group() {
+        for length in 1..=700 {
+            let text: String = "mesh".chars().cycle().take(length).collect();
+            let mut payload = encode(&[with_key(text)], Chain::start()).unwrap().0.concat().split_off(1);
+            payload.extend(encode(&[promise(0xC1C1), promise(0xC1)], Chain::start()).unwrap().0.concat().split_off(1));
+            assert!(!payload.windows(MAGIC.len()).any(|bytes| bytes == MAGIC), "a text of {length} bytes");
+        }
+    }
+
+    #[test]
     fn what_is_not_a_log_is_said_to_be_none() {
         for other in [b"{\"mesh\": \"demo\"}".to_vec(), vec![0xFF; 10_000], [vec![0; 100], b"x".to_vec()].concat()] {
             assert_eq!(replay(&other).tail, damaged(0, Flaw::NotALog));
@@ -408,12 +427,7 @@ mod tests {
 
     #[test]
     fn records_that_are_too_large_together_become_several_groups_and_one_alone_is_refused() {
-        let large = |bytes: usize| {
-            let Record::Decided { mut decision } = decided(1) else { unreachable!() };
-            let crate::core::value::Value::Commit(commit) = &mut decision.value else { unreachable!() };
-            commit.tx.idempotency_key = Some("k".repeat(bytes));
-            Record::Decided { decision }
-        };
+        let large = |bytes: usize| with_key("k".repeat(bytes));
         let three = [large(7 << 20), large(7 << 20), large(7 << 20)];
         let (groups, chain) = encode(&three, Chain::start()).unwrap();
         assert_eq!(groups.len(), 2);
