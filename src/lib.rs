@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod core;
+pub mod mesh;
 pub mod peers;
 pub mod wal;

@@ -1,0 +1,289 @@
+//! One established link: what it owes the peer, and how it ends.
+//!
+//! [`Link::send`] may be called from any thread and never waits: it writes to the socket itself while nothing is queued, and queues the
+//! rest for [`run`], the one task of the link.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_io::Timer;
+use async_std::channel::{Receiver, Sender, bounded};
+use async_std::task::yield_now;
+use futures::FutureExt;
+
+use crate::core::ids::{DiskId, Incarnation};
+use crate::core::message::Message;
+use crate::mesh::frame::{self, FRAME_BYTES_MAX, LENGTH_BYTES, Packet};
+use crate::mesh::handshake::Hello;
+use crate::mesh::socket::{Socket, Stream};
+
+/// Bytes that may wait for a slow peer before its link is dropped. What the kernel buffers comes on top.
+pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Messages that may wait for a slow peer before its link is dropped.
+pub const QUEUE_MESSAGES_MAX: usize = 8 * 1024;
+/// Packets read in a row before the link's other duties get their turn.
+const READ_PACKETS_MAX: usize = 32;
+
+/// Wakes one task. Rings while nobody listens are kept, as one.
+pub(super) struct Bell {
+    sender: Sender<()>,
+    receiver: Receiver<()>,
+}
+
+impl Bell {
+    pub fn new() -> Bell {
+        let (sender, receiver) = bounded(1);
+        Bell { sender, receiver }
+    }
+
+    pub fn ring(&self) {
+        // Full means that it rings already.
+        let _rings = self.sender.try_send(());
+    }
+
+    pub async fn wait(&self) {
+        // Both ends are here, so it is never closed.
+        let _rung = self.receiver.recv().await;
+    }
+}
+
+/// What passed over all links to one peer.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub bytes_sent: AtomicU64,
+    pub messages_sent: AtomicU64,
+    pub bytes_received: AtomicU64,
+    pub messages_received: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
+}
+
+/// How a link ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    /// For the event and the status.
+    pub reason: String,
+    /// One of the two ends will not have the other.
+    pub refused: bool,
+}
+
+impl End {
+    pub fn broken(reason: impl Into<String>) -> End {
+        End { reason: reason.into(), refused: false }
+    }
+
+    pub fn refused(reason: impl Into<String>) -> End {
+        End { reason: reason.into(), refused: true }
+    }
+}
+
+/// A link that is up, or was.
+pub(super) struct Link {
+    /// This start of the peer's process.
+    pub incarnation: Incarnation,
+    /// The peer's disk.
+    pub disk_id: DiskId,
+    socket: Socket,
+    counters: Arc<Counters>,
+    out: Mutex<Out>,
+    to_flush: Bell,
+    to_end: Bell,
+    started: Instant,
+    /// Milliseconds from `started` to the last packet; `u64::MAX` while one is being handed on.
+    heard_ms: AtomicU64,
+}
+
+/// What has not been written yet.
+#[derive(Default)]
+struct Out {
+    frames: VecDeque<Vec<u8>>,
+    /// Bytes of the first frame that are written.
+    written: usize,
+    /// Bytes of all frames.
+    bytes: usize,
+    end: Option<End>,
+}
+
+impl Out {
+    /// Writes what the kernel takes. `WouldBlock` if something is left.
+    fn flush(&mut self, socket: &Socket, counters: &Counters) -> io::Result<()> {
+        while let Some(frame) = self.frames.front() {
+            match socket.try_write(frame.get(self.written..).unwrap_or_default()) {
+                Ok(bytes) => self.written += bytes,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            }
+            if self.written >= frame.len() {
+                self.bytes -= frame.len();
+                self.written = 0;
+                add(&counters.bytes_sent, frame.len());
+                add(&counters.messages_sent, 1);
+                self.frames.pop_front();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Link {
+    /// A link over a connection that has shaken hands.
+    pub fn new(socket: Socket, peer: &Hello, counters: Arc<Counters>) -> Link {
+        Link {
+            incarnation: peer.incarnation,
+            disk_id: peer.disk_id,
+            socket,
+            counters,
+            out: Mutex::default(),
+            to_flush: Bell::new(),
+            to_end: Bell::new(),
+            started: Instant::now(),
+            heard_ms: AtomicU64::new(0),
+        }
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends a frame, or queues it, or ends the link if the queue is full. Never waits.
+    pub fn send(&self, frame: Vec<u8>) {
+        let mut out = self.out();
+        if out.end.is_some() {
+            return;
+        }
+        let (messages, bytes) = (out.frames.len(), out.bytes);
+        if messages >= QUEUE_MESSAGES_MAX || bytes + frame.len() > QUEUE_BYTES_MAX {
+            let reason = format!("{} is too slow: {messages} messages of {bytes} bytes wait for it", self.socket.address);
+            return self.end_locked(&mut out, End::broken(reason));
+        }
+        out.bytes += frame.len();
+        out.frames.push_back(frame);
+        if messages == 0 {
+            match out.flush(&self.socket, &self.counters) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.to_flush.ring(),
+                Err(error) => self.end_locked(&mut out, self.failed(&error)),
+            }
+        }
+    }
+
+    /// Ends the link. The first reason counts.
+    pub fn end(&self, end: End) {
+        self.end_locked(&mut self.out(), end);
+    }
+
+    /// Ends the link, and tells the peer why if the kernel takes that at once.
+    pub fn refuse(&self, reason: &str) {
+        if let Ok(frame) = frame::encode(&Packet::Refused { reason: reason.to_owned() }) {
+            self.send(frame);
+        }
+        self.end(End::refused(reason));
+    }
+
+    fn end_locked(&self, out: &mut Out, end: End) {
+        if out.end.is_none() {
+            *out = Out { end: Some(end), ..Out::default() };
+            self.to_end.ring();
+        }
+    }
+
+    fn failed(&self, error: &dyn std::error::Error) -> End {
+        End::broken(format!("{}: {error}", self.socket.address))
+    }
+
+    /// Bytes that wait to be written.
+    pub fn queue_bytes(&self) -> usize {
+        self.out().bytes
+    }
+
+    /// For how long the link has been up.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn has_ended(&self) -> bool {
+        self.out().end.is_some()
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Writes the queue whenever the kernel takes it, until the link fails.
+    async fn flush(&self) -> End {
+        loop {
+            self.to_flush.wait().await;
+            let flushed = self.socket.write_with(|| self.out().flush(&self.socket, &self.counters)).await;
+            if let Err(error) = flushed {
+                return self.failed(&error);
+            }
+        }
+    }
+
+    /// Waits until nothing has come for too long.
+    async fn silence(&self, silence_ms_max: u64) -> End {
+        loop {
+            let silent_ms = self.age_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed));
+            let Some(left_ms) = silence_ms_max.checked_sub(silent_ms).filter(|left_ms| *left_ms > 0) else {
+                return End::broken(format!("{}: no message for {silence_ms_max} ms", self.socket.address));
+            };
+            Timer::after(Duration::from_millis(left_ms)).await;
+        }
+    }
+
+    /// Reads and hands on, until the link fails or nobody wants its messages.
+    async fn read<F: Future<Output = bool>>(&self, stream: &mut Stream, deliver: impl Fn(Message) -> F) -> End {
+        for count in 1_usize.. {
+            let body = match frame::read(stream, FRAME_BYTES_MAX).await {
+                Ok(body) => body,
+                Err(error) => return self.failed(&error),
+            };
+            add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
+            let message = match frame::decode(&body) {
+                Ok(Packet::Message(message)) => message,
+                Ok(Packet::Refused { reason }) => return End::refused(format!("{} refused this node: {reason}", self.socket.address)),
+                Ok(Packet::Hello(_) | Packet::Welcome) => return End::broken(format!("{}: a message out of turn", self.socket.address)),
+                Err(error) => return self.failed(&error),
+            };
+            drop(body);
+            if self.has_ended() {
+                break;
+            }
+            self.heard_ms.store(u64::MAX, Ordering::Relaxed);
+            if !deliver(message).await {
+                break;
+            }
+            self.heard_ms.store(self.age_ms(), Ordering::Relaxed);
+            add(&self.counters.messages_received, 1);
+            if count % READ_PACKETS_MAX == 0 {
+                yield_now().await;
+            }
+        }
+        End::broken("this node is stopping")
+    }
+}
+
+/// Runs a link until it ends. `deliver` waits until there is room for the message, and says whether anybody wants more.
+pub(super) async fn run<F: Future<Output = bool>>(
+    link: &Link,
+    stream: &mut Stream,
+    silence_ms_max: u64,
+    deliver: impl Fn(Message) -> F,
+) -> End {
+    let end = futures::select_biased! {
+        () = link.to_end.wait().fuse() => None,
+        end = link.read(stream, deliver).fuse() => Some(end),
+        end = link.flush().fuse() => Some(end),
+        end = link.silence(silence_ms_max).fuse() => Some(end),
+    };
+    let mut out = link.out();
+    if let Some(end) = end {
+        link.end_locked(&mut out, end);
+    }
+    out.end.clone().unwrap_or_else(|| End::broken("ended without a reason"))
+}
