@@ -351,6 +351,7 @@ mod tests {
                 assert_eq!(opened.cut.unwrap().offset, last as u64);
                 assert_eq!(fs::metadata(&path).unwrap().len(), last as u64);
                 opened.wal.append(&[decided(7)]).unwrap();
+                assert_eq!(fs::metadata(&path).unwrap().len(), PREALLOCATE_BYTES);
                 drop(opened);
                 let opened = reopened(&path);
                 assert_eq!((opened.records.last(), opened.cut), (Some(&decided(7)), None));

@@ -347,6 +347,7 @@ mod tests {
                 let replay = replay(&image);
                 let Tail::Damaged(damage) = &replay.tail else { panic!("byte {at} bit {bit}: {:?}", replay.tail) };
                 assert_eq!((damage.offset, replay.groups.len()), (offsets[group] as u64, group), "byte {at} bit {bit}");
+                assert!(damage.flaw.may_be_torn(), "byte {at} bit {bit}: the checksum covers all, not {:?}", damage.flaw);
             }
         }
     }

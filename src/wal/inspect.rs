@@ -77,10 +77,13 @@ fn report(path: &Path, replay: &Replay) -> Result<Report, WalError> {
     Ok(Report { records, groups: replay.groups.len() as u64, bytes: replay.end, torn })
 }
 
+fn read_settled(path: &Path) -> Result<Replay, WalError> {
+    settled(|| fs::read(path).map_err(WalError::io(path, "read")))
+}
+
 /// A read is not one moment: of a log that is being written it may have the end and not what came just before. So damage, or a torn
 /// tail, is believed only when a second read has the same bytes.
-fn read_settled(path: &Path) -> Result<Replay, WalError> {
-    let read = || fs::read(path).map_err(WalError::io(path, "read"));
+fn settled(mut read: impl FnMut() -> Result<Vec<u8>, WalError>) -> Result<Replay, WalError> {
     let mut bytes = read()?;
     for _ in 1..READS_MAX {
         let replay = frame::replay(&bytes);
@@ -176,6 +179,25 @@ mod tests {
         let path = dir.path().join("node-a.log");
         Wal::create(&path, &[snapshot()]).unwrap();
         assert!(matches!(dump(&path, &mut Closed), Err(DumpError::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe));
+    }
+
+    #[test]
+    fn a_read_that_overlapped_a_write_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node-a.log");
+        let mut wal = Wal::create(&path, &[snapshot()]).unwrap();
+        let second = wal.len_bytes() as usize;
+        wal.append(&[decided(1)]).unwrap();
+        let third = wal.len_bytes() as usize;
+        wal.append(&[decided(2)]).unwrap();
+        let whole = fs::read(&path).unwrap();
+        let mut overlapped = whole.clone();
+        overlapped[second..third].fill(0);
+
+        let mut reads = [overlapped.clone(), whole].into_iter();
+        assert_eq!(settled(|| Ok(reads.next().unwrap())).unwrap().groups.len(), 3);
+        let mut reads = [overlapped.clone(), overlapped].into_iter();
+        assert!(matches!(settled(|| Ok(reads.next().unwrap())).unwrap().tail, Tail::Damaged(_)));
     }
 
     #[test]

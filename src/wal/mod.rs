@@ -6,9 +6,9 @@
 //! the process is to stop. No sync is tried twice, because the kernel may have dropped the pages that failed.
 //!
 //! **Zeros ahead.** The file grows by 256 KiB of zeros at a time, so that most appends overwrite blocks that are there and the file
-//! system has nothing but data to sync. Measured on ext4, 600 bytes an append, mean of the whole append: 107 µs against 149 µs when every append
-//! lengthens the file (ratio 0.72), and 148 µs against 234 µs with three logs on one disk (0.63). `fallocate` lies between (109 and 173 µs):
-//! its blocks are marked unwritten, and the first write to each changes metadata again.
+//! system has nothing but data to sync. Measured on ext4, 600 bytes an append, mean of the whole append: 107 µs against 149 µs when
+//! every append lengthens the file (ratio 0.72), and 148 µs against 234 µs with three logs on one disk (0.63). `fallocate` lies
+//! between (109 and 173 µs): its blocks are marked unwritten, and the first write to each changes metadata again.
 
 pub mod frame;
 pub mod inspect;
