@@ -246,7 +246,9 @@ impl Link {
             add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
             let message = match frame::decode(&body) {
                 Ok(Packet::Message(message)) => message,
-                Ok(Packet::Refused { reason }) => return End::refused(format!("{} refused this node: {reason}", self.socket.address)),
+                Ok(Packet::Refused { reason }) => {
+                    return End::refused(format!("{} refused this node: {}", self.socket.address, frame::brief(&reason)));
+                }
                 Ok(Packet::Hello(_) | Packet::Welcome) => return End::broken(format!("{}: a message out of turn", self.socket.address)),
                 Err(error) => return self.failed(&error),
             };
