@@ -20,6 +20,8 @@ pub(super) const LENGTH_BYTES: usize = 4;
 pub const PROTOCOL_VERSION: u8 = 1;
 /// How deeply a message may be nested. Ours need fewer than 20 levels.
 const DEPTH_MAX: usize = 64;
+/// Characters kept of a reason that the other end had a hand in.
+const REASON_CHARS_MAX: usize = 512;
 /// MessagePack for "an array of two".
 const ARRAY_OF_TWO: u8 = 0x92;
 
@@ -91,11 +93,16 @@ pub(super) fn decode(body: &[u8]) -> Result<Packet<Message>, FrameError> {
     };
     let mut decoder = rmp_serde::Deserializer::new(packet);
     decoder.set_max_depth(DEPTH_MAX);
-    let packet = Packet::deserialize(&mut decoder).map_err(|error| FrameError::Malformed(error.to_string()))?;
+    let packet = Packet::deserialize(&mut decoder).map_err(|error| FrameError::Malformed(brief(&error.to_string())))?;
     match decoder.get_ref().len() {
         0 => Ok(packet),
         left => Err(FrameError::Malformed(format!("{left} bytes follow it in the same frame"))),
     }
+}
+
+/// The beginning of a reason that the other end had a hand in.
+pub(super) fn brief(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 /// Reads one frame's body of at most `bytes_max`. Not to be dropped half-way: it would forget what it has read.

@@ -92,7 +92,7 @@ pub(super) enum Known {
 /// What both ends check.
 fn check_identity(ours: &Identity, theirs: &Hello) -> Result<(), Refusal> {
     if theirs.magic != MAGIC {
-        return Err(Refusal::Magic(theirs.magic.clone()));
+        return Err(Refusal::Magic(frame::brief(&theirs.magic)));
     }
     let (their_node, our_node) = (theirs.node.clone(), ours.node.clone());
     if theirs.mesh != ours.mesh {
@@ -244,7 +244,7 @@ async fn write<S: AsyncWrite + Unpin>(stream: &mut S, packet: &Packet<&Message>)
 async fn read<S: AsyncBufRead + Unpin>(stream: &mut S) -> Result<Packet<Message>, Why> {
     let body = frame::read(stream, HANDSHAKE_FRAME_BYTES_MAX).await?;
     match frame::decode(&body)? {
-        Packet::Refused { reason } => Err(Why::RefusedByPeer(reason)),
+        Packet::Refused { reason } => Err(Why::RefusedByPeer(frame::brief(&reason))),
         packet => Ok(packet),
     }
 }

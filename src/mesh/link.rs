@@ -179,10 +179,18 @@ impl Link {
 
     /// Ends the link, and tells the peer why if the kernel takes that at once.
     pub fn refuse(&self, reason: &str) {
-        if let Ok(frame) = frame::encode(&Packet::Refused { reason: reason.to_owned() }) {
-            self.send(frame);
+        // Under one lock: the peer's answer is to close, and that must not come to be the reason.
+        let mut out = self.out();
+        if out.end.is_some() {
+            return;
         }
-        self.end(End::refused(reason));
+        if let Ok(frame) = frame::encode(&Packet::Refused { reason: reason.to_owned() }) {
+            out.bytes += frame.len();
+            out.frames.push_back(frame);
+            // What the kernel does not take now is lost with the link.
+            let _taken = out.flush(&self.socket, &self.counters);
+        }
+        self.end_locked(&mut out, End::refused(reason));
     }
 
     fn end_locked(&self, out: &mut Out, end: End) {
@@ -246,7 +254,9 @@ impl Link {
             add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
             let message = match frame::decode(&body) {
                 Ok(Packet::Message(message)) => message,
-                Ok(Packet::Refused { reason }) => return End::refused(format!("{} refused this node: {reason}", self.socket.address)),
+                Ok(Packet::Refused { reason }) => {
+                    return End::refused(format!("{} refused this node: {}", self.socket.address, frame::brief(&reason)));
+                }
                 Ok(Packet::Hello(_) | Packet::Welcome) => return End::broken(format!("{}: a message out of turn", self.socket.address)),
                 Err(error) => return self.failed(&error),
             };

@@ -1,8 +1,8 @@
 //! The mesh: one link to every peer of peers.json. Knows bytes and peers, not what is agreed over them.
 //!
-//! The lower id dials ([`dial`]) and the higher listens ([`listen`]); a handshake ([`handshake`]) settles who may talk; a link ([`link`])
-//! carries frames ([`frame`]). Each peer has one task ([`peer`]) that runs its links one after the other, so the events of a peer are in
-//! order: `LinkUp`, its messages in the order they were sent and each at most once, `LinkDown`, and so on.
+//! The lower id dials (`dial.rs`) and the higher listens (`listen.rs`); a handshake (`handshake.rs`) settles who may talk; a link
+//! (`link.rs`) carries frames (`frame.rs`). Each peer has one task (`peer.rs`) that runs its links one after the other, so the events of a
+//! peer are in order: `LinkUp`, its messages in the order they were sent and each at most once, `LinkDown`, and so on.
 
 mod dial;
 mod frame;

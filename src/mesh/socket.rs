@@ -91,3 +91,17 @@ impl AsyncWrite for Socket {
         Pin::new(&mut &*self.io).poll_close(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_frames_are_not_held_back() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!stream.nodelay().unwrap(), "what a socket begins with");
+        let socket = Socket::new(Async::new(stream).unwrap()).unwrap();
+        assert!(socket.io.get_ref().nodelay().unwrap());
+    }
+}

@@ -1,1 +1,715 @@
+//! Two ends over real sockets: nodes against nodes, and nodes against a peer that is played by hand.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use async_std::channel::{Receiver, bounded};
+use async_std::future::timeout;
+use async_std::task::block_on;
+
+use super::*;
+use crate::core::ballot::Ballot;
+use crate::core::gate::{Counts, RouteEvidence};
+use crate::core::ids::{Digest, MeshId, ModelId, RouteName, StateHash, TxId};
+use crate::core::message::{AcceptAnswer, DigestEntry, Head, HealthSnapshot, Heartbeat, OpenSummary, PrepareAnswer, ResolveAnswer};
+use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, Transaction, Weights};
+use crate::core::value::{Abort, AbortCause, CastVote, Commit, Decision, Value, Vote};
+use crate::mesh::handshake::Hello;
+
+/// Longer than anything may take on a busy machine.
+const WAIT: Duration = Duration::from_secs(30);
+/// Longer than any test: no link ends by silence unless the test is about that.
+const NO_SILENCE_MS: u64 = 600_000;
+
+fn id(name: &str) -> NodeId {
+    NodeId::new(name).unwrap()
+}
+
+fn identity(name: &str) -> Identity {
+    let mesh = MeshId::new("test").unwrap();
+    Identity { mesh, genesis_hash: StateHash([1; 32]), node: id(name), incarnation: 1, disk_id: DiskId([7; 8]) }
+}
+
+/// peers.json of a node: ids and addresses.
+fn config(peers: &[(&str, SocketAddr)]) -> MeshConfig {
+    let peers = peers.iter().map(|(name, address)| PeerAddress { id: id(name), control: address.to_string() });
+    MeshConfig { peers: peers.collect(), cut: BTreeSet::new(), silence_ms_max: NO_SILENCE_MS }
+}
+
+fn cut(config: &MeshConfig, name: &str) -> MeshConfig {
+    MeshConfig { cut: [id(name)].into(), ..config.clone() }
+}
+
+fn fetch(from: u64) -> Message {
+    Message::Fetch { from }
+}
+
+/// A message of about this many bytes.
+fn large(bytes: usize) -> Message {
+    Message::PrepareResp { slot: 1, ballot: ballot(), answer: PrepareAnswer::NotReady { reason: "x".repeat(bytes) } }
+}
+
+fn ballot() -> Ballot {
+    Ballot { round: 3, node: id("b"), incarnation: 2 }
+}
+
+fn bind() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// An address where nobody listens: a port that ordinary processes may not take.
+fn nowhere() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 1))
+}
+
+/// A mesh and what it has told. Every event is checked for its place.
+struct Node {
+    mesh: Mesh,
+    events: Receiver<MeshEvent>,
+    linked: BTreeMap<NodeId, Incarnation>,
+}
+
+impl Node {
+    fn start(identity: Identity, listener: TcpListener, config: MeshConfig) -> Node {
+        Node::start_with_room(identity, listener, config, 1_024)
+    }
+
+    fn start_with_room(identity: Identity, listener: TcpListener, config: MeshConfig, events_max: usize) -> Node {
+        let (sender, events) = bounded(events_max);
+        Node { mesh: Mesh::start(identity, listener, config, sender).unwrap(), events, linked: BTreeMap::new() }
+    }
+
+    fn next(&mut self, what: &str) -> MeshEvent {
+        let event = block_on(timeout(WAIT, self.events.recv())).unwrap_or_else(|_| panic!("waited in vain for {what}")).unwrap();
+        match &event {
+            MeshEvent::LinkUp { peer, incarnation, .. } => assert_eq!(self.linked.insert(peer.clone(), *incarnation), None, "{event:?}"),
+            MeshEvent::LinkDown { peer, incarnation, .. } => assert_eq!(self.linked.remove(peer), Some(*incarnation), "{event:?}"),
+            MeshEvent::Message { from, incarnation, .. } => assert_eq!(self.linked.get(from), Some(incarnation), "{event:?}"),
+            MeshEvent::Refused { .. } => {}
+        }
+        event
+    }
+
+    /// Passes over all events up to the one that is wanted.
+    fn until<T>(&mut self, what: &str, wanted: impl Fn(&MeshEvent) -> Option<T>) -> T {
+        loop {
+            if let Some(found) = wanted(&self.next(what)) {
+                return found;
+            }
+        }
+    }
+
+    fn up(&mut self, name: &str) -> Incarnation {
+        self.until(&format!("a link to {name}"), |event| match event {
+            MeshEvent::LinkUp { peer, incarnation, .. } if *peer == id(name) => Some(*incarnation),
+            _ => None,
+        })
+    }
+
+    fn down(&mut self, name: &str) -> String {
+        self.until(&format!("the end of the link to {name}"), |event| match event {
+            MeshEvent::LinkDown { peer, reason, .. } if *peer == id(name) => Some(reason.clone()),
+            _ => None,
+        })
+    }
+
+    fn refused(&mut self) -> (Option<NodeId>, String) {
+        self.until("a refusal", |event| match event {
+            MeshEvent::Refused { peer, reason } => Some((peer.clone(), reason.clone())),
+            _ => None,
+        })
+    }
+
+    fn message(&mut self) -> Message {
+        self.until("a message", |event| match event {
+            MeshEvent::Message { message, .. } => Some(message.clone()),
+            _ => None,
+        })
+    }
+
+    fn status(&self, name: &str) -> LinkStatus {
+        self.mesh.links()[&id(name)].clone()
+    }
+
+    /// Waits until the link to a peer stands like this.
+    fn stands(&self, name: &str, state: LinkWord) -> LinkStatus {
+        let since = Instant::now();
+        loop {
+            let status = self.status(name);
+            if status.state == state {
+                return status;
+            }
+            assert!(since.elapsed() < WAIT, "waited in vain for {state:?}: {status:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        block_on(self.mesh.stop());
+    }
+}
+
+/// `a`, which dials, and `b`, which listens; linked.
+fn pair() -> (Node, Node, MeshConfig) {
+    let ((for_a, at_a), (for_b, at_b)) = (bind(), bind());
+    let both = config(&[("a", at_a), ("b", at_b)]);
+    let mut a = Node::start(identity("a"), for_a, both.clone());
+    let mut b = Node::start(identity("b"), for_b, both.clone());
+    a.up("b");
+    b.up("a");
+    (a, b, both)
+}
+
+/// A peer played by hand.
+struct Hand(TcpStream);
+
+impl Hand {
+    fn dial(address: SocketAddr) -> Hand {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        Hand(stream)
+    }
+
+    fn write(&mut self, packet: &Packet<&Message>) {
+        self.0.write_all(&frame::encode(packet).unwrap()).unwrap();
+    }
+
+    /// The next packet; `None` at the end of the connection.
+    fn read(&mut self) -> Option<Packet<Message>> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).ok()?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        self.0.read_exact(&mut body).unwrap();
+        Some(frame::decode(&body).unwrap())
+    }
+
+    fn greet(&mut self, identity: &Identity) {
+        self.write(&Packet::Hello(Hello::from(identity)));
+    }
+
+    /// Dials and shakes hands like a node.
+    fn link(address: SocketAddr, identity: &Identity) -> Hand {
+        let mut hand = Hand::dial(address);
+        hand.greet(identity);
+        assert!(matches!(hand.read(), Some(Packet::Hello(_))));
+        hand.write(&Packet::Welcome);
+        hand
+    }
+
+    /// The reason that the node gives before it closes.
+    fn told(&mut self) -> String {
+        let Some(Packet::Refused { reason }) = self.read() else { panic!("no reason") };
+        assert_eq!(self.read(), None, "the reason comes last");
+        reason
+    }
+}
+
+/// A node `b` that knows `a` and `c`, and its address.
+fn listener_b() -> (Node, SocketAddr) {
+    let (listener, address) = bind();
+    (Node::start(identity("b"), listener, config(&[("a", nowhere()), ("b", address)])), address)
+}
+
+#[test]
+fn messages_arrive_in_order_and_once_in_both_directions() {
+    let (mut a, mut b, _) = pair();
+    for number in 0..4_000 {
+        a.mesh.send(&id("b"), &fetch(number)).unwrap();
+        b.mesh.send(&id("a"), &fetch(number)).unwrap();
+    }
+    for number in 0..4_000 {
+        assert_eq!(a.message(), fetch(number));
+        assert_eq!(b.message(), fetch(number));
+    }
+    let (there, here) = (a.status("b"), b.status("a"));
+    assert_eq!((there.state, there.messages_sent, here.messages_sent, there.queue_bytes), (LinkWord::Up, 4_000, 4_000, 0));
+    assert_eq!(there.bytes_sent, here.bytes_received);
+    block_on(b.mesh.stop());
+    let reason = a.down("b");
+    assert!(reason.contains("127.0.0.1:") && reason.contains("clos"), "{reason}");
+}
+
+fn transaction(change: Change) -> Transaction {
+    Transaction { txid: TxId { node: id("a"), incarnation: 1, counter: 9 }, kind: Kind::Advance, change, idempotency_key: Some("k".into()) }
+}
+
+/// One message of every kind, and of every kind of answer.
+fn messages() -> Vec<Message> {
+    let model = Model { id: ModelId::new("v2").unwrap(), digest: Some(Digest([5; 32])) };
+    let route = RouteChange { stable: None, canary: CanaryChange::Set(model), weights: Some(Weights::with_canary(1_000).unwrap()) };
+    let routes = transaction(Change::Routes([(RouteName::new("default").unwrap(), route)].into()));
+    let members = transaction(Change::Members(MemberChange::Add { node: id("d"), disk_id: DiskId([4; 8]) }));
+    let counts = Counts { requests: 1, bad: 2, p50_us: 3, p99_us: u64::MAX };
+    let evidence = RouteEvidence { route: RouteName::new("default").unwrap(), canary_model_id: None, stable: counts, canary: counts };
+    let vote = Vote { yes: false, reason: Some("no model ü".into()), evidence: vec![evidence.clone()] };
+    let votes = vec![CastVote { node: id("c"), vote: vote.clone() }];
+    let hash = StateHash([9; 32]);
+    let commit = Value::Commit(Commit { tx: routes.clone(), state_hash: hash, votes: votes.clone(), excused: vec![id("c")], at: 1 });
+    let causes = [
+        AbortCause::Vetoed(vec![id("c")]),
+        AbortCause::NoVote(vec![]),
+        AbortCause::Busy(routes.txid.clone()),
+        AbortCause::NoMajority(vec![id("a")]),
+        AbortCause::Preempted(None),
+        AbortCause::CoordinatorLost,
+        AbortCause::SlotTaken,
+        AbortCause::NotReady("why".into()),
+        AbortCause::Invalid("why".into()),
+    ];
+    let aborts =
+        causes.map(|cause| Value::Abort(Abort { txid: None, kind: Some(Kind::Reduce), cause, votes: votes.clone(), at: u64::MAX }));
+    let decision = |value: Value| Decision { slot: 4, value, version: 2, state_hash: hash };
+    let head = Head { slot: 3, version: 2, state_hash: hash };
+    let (slot, promised) = (4, ballot());
+    let open = Some(OpenSummary { slot, promised: Some(ballot()), prepared: Some(routes.txid.clone()) });
+    let health = HealthSnapshot { reasons: vec!["slow".into()], routes: vec![evidence] };
+    let digest = vec![DigestEntry { node: id("c"), incarnation: 1, beat: 2, head: 3 }];
+    let prepare = |answer| Message::PrepareResp { slot, ballot: ballot(), answer };
+    let accept = |answer| Message::AcceptResp { slot, ballot: ballot(), answer };
+    let resolve = |answer| Message::ResolveResp { slot, ballot: ballot(), answer };
+    let mut messages = vec![
+        Message::PrepareReq { slot, ballot: ballot(), tx: routes.clone(), base_hash: hash },
+        Message::PrepareReq { slot, ballot: ballot(), tx: members.clone(), base_hash: hash },
+        prepare(PrepareAnswer::Voted { vote, accepted: Some((ballot(), commit.clone())) }),
+        prepare(PrepareAnswer::Busy { holder: routes.txid.clone() }),
+        prepare(PrepareAnswer::Rejected { promised: promised.clone() }),
+        prepare(PrepareAnswer::NotReady { reason: "catching up".into() }),
+        Message::AcceptReq { slot, ballot: ballot(), value: commit.clone() },
+        accept(AcceptAnswer::Accepted),
+        accept(AcceptAnswer::Rejected { promised: promised.clone() }),
+        Message::Decision { decision: decision(commit.clone()) },
+        Message::ResolveReq { slot, ballot: ballot() },
+        resolve(ResolveAnswer::Promised { accepted: None, prepared: Some(members) }),
+        resolve(ResolveAnswer::Rejected { promised }),
+        Message::Heartbeat(Heartbeat { beat: 7, head, open, health: health.clone(), digest: digest.clone() }),
+        Message::Heartbeat(Heartbeat { beat: 7, head, open: None, health: HealthSnapshot::default(), digest: vec![] }),
+        fetch(u64::MAX),
+        Message::Decisions { decisions: aborts.into_iter().chain([commit]).map(decision).collect() },
+        Message::Pinned { disk_id: DiskId([3; 8]) },
+    ];
+    // A kind that is added to the protocol does not compile here until it is added above.
+    messages.iter().for_each(|message| match message {
+        Message::PrepareReq { .. } | Message::PrepareResp { .. } | Message::AcceptReq { .. } | Message::AcceptResp { .. } => {}
+        Message::Decision { .. } | Message::ResolveReq { .. } | Message::ResolveResp { .. } | Message::Heartbeat(_) => {}
+        Message::Fetch { .. } | Message::Decisions { .. } | Message::Pinned { .. } => {}
+    });
+    messages.push(fetch(0));
+    messages
+}
+
+#[test]
+fn a_message_of_every_kind_arrives_as_it_was_sent() {
+    let (a, mut b, _) = pair();
+    for message in messages() {
+        a.mesh.send(&id("b"), &message).unwrap();
+        assert_eq!(b.message(), message);
+    }
+}
+
+#[test]
+fn the_largest_frame_passes_and_a_larger_message_is_an_error_that_costs_no_link() {
+    let (a, mut b, _) = pair();
+    let around = frame::encode(&Packet::Message(&large(100_000))).unwrap().len() - 4 - 100_000;
+    let over = a.mesh.send(&id("b"), &large(FRAME_BYTES_MAX - around + 1)).unwrap_err();
+    assert_eq!(over.to_string(), "a frame of 1048577 bytes is over the limit of 1048576");
+    let largest = large(FRAME_BYTES_MAX - around);
+    for _ in 0..3 {
+        a.mesh.send(&id("b"), &largest).unwrap();
+    }
+    for _ in 0..3 {
+        assert!(b.message() == largest);
+    }
+}
+
+#[test]
+fn a_node_is_refused_with_the_reason_on_both_sides() {
+    let other_mesh = Identity { mesh: MeshId::new("prod").unwrap(), ..identity("a") };
+    let other_genesis = Identity { genesis_hash: StateHash([2; 32]), ..identity("a") };
+    let cases = [
+        (other_mesh, "a belongs to mesh prod, b to mesh test: check the addresses and \"mesh\" in both peers.json"),
+        (
+            other_genesis,
+            "the two meshes began differently: a with 02020202, b with 01010101; the first start of both needs the same genesis and peers",
+        ),
+        (identity("aa"), "aa is not in the peers.json of b: add it there, or start it under an id that is"),
+    ];
+    for (dialler, reason) in cases {
+        let (mut b, at_b) = listener_b();
+        let name = dialler.node.clone();
+        let mut a = Node::start(dialler, bind().0, config(&[("b", at_b)]));
+        let (peer, said) = a.refused();
+        assert_eq!((peer, said), (Some(id("b")), format!("{at_b}: it refused this node: {reason}")));
+        let (peer, said) = b.refused();
+        assert_eq!(peer, Some(name.clone()));
+        assert!(said.starts_with("127.0.0.1:") && said.ends_with(&format!(": refused: {reason}")), "{said}");
+        let status = a.stands("b", LinkWord::Refused);
+        assert!(status.reason.unwrap().ends_with(reason));
+        if name == id("a") {
+            assert!(b.stands("a", LinkWord::Refused).reason.unwrap().ends_with(reason));
+        }
+    }
+}
+
+#[test]
+fn a_listener_that_is_not_the_one_dialled_is_refused_with_the_reason_on_both_sides() {
+    let (mut b, at_b) = listener_b();
+    let mut a = Node::start(identity("a"), bind().0, config(&[("c", at_b)]));
+    let reason = "b answers at the address of c: check the control addresses in peers.json";
+    assert_eq!(a.refused(), (Some(id("c")), format!("{at_b}: refused: {reason}")));
+    let (peer, said) = b.refused();
+    assert_eq!(peer, Some(id("a")));
+    assert!(said.ends_with(&format!("it refused this node: {reason}")), "{said}");
+    assert_eq!(a.stands("c", LinkWord::Refused).state, b.stands("a", LinkWord::Refused).state);
+}
+
+#[test]
+fn an_id_that_must_not_dial_is_refused() {
+    let (listener, at_b) = bind();
+    let mut b = Node::start(identity("b"), listener, config(&[("a", nowhere()), ("c", nowhere())]));
+    for (name, reason) in [
+        ("c", "c dialled b, but the lower id dials: check that the ids in both peers.json are the same"),
+        ("b", "b is the id of this node itself: each node needs an id of its own"),
+    ] {
+        let mut hand = Hand::dial(at_b);
+        hand.greet(&identity(name));
+        assert_eq!(hand.told(), reason);
+        let (peer, said) = b.refused();
+        assert!(peer == Some(id(name)) && said.ends_with(reason), "{said}");
+    }
+}
+
+#[test]
+fn a_second_process_of_a_linked_node_is_refused_and_the_same_one_replaces_its_link() {
+    let (mut b, at_b) = listener_b();
+    let first = Identity { incarnation: 5, ..identity("a") };
+    let mut held = Hand::link(at_b, &first);
+    assert_eq!(b.up("a"), 5);
+    let elsewhere = Identity { disk_id: DiskId([8; 8]), incarnation: 6, ..first.clone() };
+    for second in [elsewhere, Identity { incarnation: 4, ..first.clone() }] {
+        let mut hand = Hand::dial(at_b);
+        hand.greet(&second);
+        assert_eq!(hand.told(), "another process already is a (disk 0707070707070707, incarnation 5): stop one of the two");
+        assert!(b.refused().1.contains("another process already is a"));
+    }
+    held.write(&Packet::Message(&fetch(1)));
+    assert_eq!(b.message(), fetch(1), "the first link has not noticed");
+    for incarnation in [5, 6] {
+        let mut next = Hand::link(at_b, &Identity { incarnation, ..first.clone() });
+        assert_eq!(b.down("a"), "replaced by a newer connection of the same peer");
+        assert_eq!(b.up("a"), incarnation);
+        assert_eq!(held.read(), None, "the old connection is closed");
+        next.write(&Packet::Message(&fetch(incarnation)));
+        assert_eq!(b.message(), fetch(incarnation));
+        held = next;
+    }
+}
+
+#[test]
+fn bytes_that_are_no_handshake_are_refused_by_address_and_the_node_goes_on() {
+    let (mut b, at_b) = listener_b();
+    let hello = frame::encode(&Packet::Hello(Hello::from(&identity("a")))).unwrap();
+    let mut other_version = hello.clone();
+    other_version[5] = 9;
+    let mut other_magic = hello.clone();
+    let at = hello.windows(11).position(|window| window == b"canary-mesh").unwrap();
+    other_magic[at] = b'C';
+    let cases: [(&[u8], &str); 8] = [
+        (b"GET / HTTP/1.1\r\n\r\n", "a frame of 1195725856 bytes is over the limit of 4096"),
+        (&[0, 0, 0x10, 1], "a frame of 4097 bytes is over the limit of 4096"),
+        (&[0, 0, 0, 3, 1, 2, 3], "not a message of this protocol: it does not begin with a version"),
+        (&[0, 0, 0, 0], "not a message of this protocol: it does not begin with a version"),
+        (&[0, 0, 0, 3, 0x92, 1, 0xc1], "not a message of this protocol"),
+        (&other_version, "protocol version 9 there and 1 here: run the same release on both"),
+        (&other_magic, "it did not say \"canary-mesh\", but \"Canary-mesh\""),
+        (&frame::encode(&Packet::Message(&fetch(1))).unwrap(), "a message out of turn in the handshake"),
+    ];
+    for (bytes, reason) in cases {
+        let mut hand = Hand::dial(at_b);
+        hand.0.write_all(bytes).unwrap();
+        let told = hand.told();
+        assert!(told.contains(reason), "{told}");
+        let (_, said) = b.refused();
+        let from = hand.0.local_addr().unwrap();
+        assert!(said.starts_with(&format!("{from}: ")) && said.contains(reason), "{said}");
+    }
+    for (bytes, reason) in [(&hello[..0], "closed the connection"), (&hello[..20], "closed the connection in the middle of a frame")] {
+        let mut hand = Hand::dial(at_b);
+        hand.0.write_all(bytes).unwrap();
+        let from = hand.0.local_addr().unwrap();
+        drop(hand);
+        assert_eq!(b.refused().1, format!("{from}: {reason}"));
+    }
+    Hand::link(at_b, &identity("a"));
+    b.up("a");
+}
+
+#[test]
+fn connections_that_say_nothing_are_closed_and_keep_nobody_out() {
+    let (mut b, at_b) = listener_b();
+    let mut silent: Vec<_> = (0..UNAUTHENTICATED_MAX + 1).map(|_| Hand::dial(at_b)).collect();
+    // One says something, but never all of it.
+    silent[0].0.write_all(&[0, 0]).unwrap();
+    let mut a = Node::start(identity("a"), bind().0, config(&[("b", at_b)]));
+    let (mut closed, mut linked) = (0, false);
+    while closed < silent.len() || !linked {
+        match b.next("the silent to be closed, and a to be linked") {
+            // While all places are taken, the dialler may find it takes too long and come back.
+            MeshEvent::Refused { reason, .. } if reason.ends_with("no handshake within 2000 ms") => closed += 1,
+            event => linked |= matches!(event, MeshEvent::LinkUp { .. }),
+        }
+    }
+    a.up("b");
+    assert!(silent.iter_mut().all(|hand| hand.read().is_none()));
+}
+
+#[test]
+fn what_does_not_belong_on_a_link_ends_it_with_address_and_reason() {
+    let (mut b, at_b) = listener_b();
+    let mut old_version = frame::encode(&Packet::Message(&fetch(1))).unwrap();
+    old_version[5] = 0;
+    let cases: [(&[u8], &str); 5] = [
+        (&[0, 0x10, 0, 1], "a frame of 1048577 bytes is over the limit of 1048576"),
+        (&[0, 0, 0, 1, 0xc1], "not a message of this protocol: it does not begin with a version"),
+        (&old_version, "protocol version 0 there and 1 here: run the same release on both"),
+        (&frame::encode(&Packet::Welcome).unwrap(), "a message out of turn"),
+        (&[0, 0, 0, 9, 0x92], "closed the connection in the middle of a frame"),
+    ];
+    for (bytes, reason) in cases {
+        let mut hand = Hand::link(at_b, &identity("a"));
+        b.up("a");
+        hand.write(&Packet::Message(&fetch(3)));
+        hand.0.write_all(bytes).unwrap();
+        hand.0.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(b.next("a message"), MeshEvent::Message { from: id("a"), incarnation: 1, message: fetch(3) });
+        assert_eq!(b.down("a"), format!("{}: {reason}", hand.0.local_addr().unwrap()));
+        assert_eq!(hand.read(), None);
+        assert!(b.stands("a", LinkWord::Down).reason.unwrap().ends_with(reason));
+    }
+}
+
+#[test]
+fn a_link_that_falls_silent_is_closed_even_within_a_frame() {
+    let (listener, at_b) = bind();
+    let config = MeshConfig { silence_ms_max: 200, ..config(&[("a", nowhere())]) };
+    let mut b = Node::start(identity("b"), listener, config);
+    for said in [&[][..], &[0, 0, 0, 9, 0x92]] {
+        let mut hand = Hand::link(at_b, &identity("a"));
+        hand.0.write_all(said).unwrap();
+        b.up("a");
+        assert_eq!(b.down("a"), format!("{}: no message for 200 ms", hand.0.local_addr().unwrap()));
+        assert_eq!(hand.read(), None);
+    }
+}
+
+#[test]
+fn a_node_that_is_slow_itself_does_not_blame_its_peer() {
+    let (listener, at_b) = bind();
+    let config = MeshConfig { silence_ms_max: 1_000, ..config(&[("a", nowhere())]) };
+    let mut b = Node::start_with_room(identity("b"), listener, config, 1);
+    let mut hand = Hand::link(at_b, &identity("a"));
+    for number in 0..20 {
+        hand.write(&Packet::Message(&fetch(number)));
+    }
+    // This is the slowness: nobody takes the events for twice the silence that is allowed.
+    std::thread::sleep(Duration::from_millis(2_000));
+    b.up("a");
+    for number in 0..20 {
+        assert_eq!(b.next("a message"), MeshEvent::Message { from: id("a"), incarnation: 1, message: fetch(number) });
+    }
+}
+
+#[test]
+fn a_node_takes_no_more_from_its_peers_than_it_can_hand_on() {
+    let (listener, at_b) = bind();
+    let _b = Node::start_with_room(identity("b"), listener, config(&[("a", nowhere())]), 4);
+    let mut hand = Hand::link(at_b, &identity("a"));
+    hand.0.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    let frame = frame::encode(&Packet::Message(&large(64 * 1024))).unwrap();
+    // 64 MiB is far beyond what the kernel buffers: if they all go, they are in the node's memory.
+    let taken = (0..1_024).take_while(|_| hand.0.write_all(&frame).is_ok()).count();
+    assert!(taken < 1_024, "all {taken} messages were taken");
+}
+
+#[test]
+fn a_peer_that_never_reads_loses_its_link_and_memory_stays_bounded() {
+    for (bytes, sends_max) in [(1_000_000, 1_000), (10, 1_000_000)] {
+        let (mut b, at_b) = listener_b();
+        let hand = Hand::link(at_b, &identity("a"));
+        b.up("a");
+        let message = large(bytes);
+        let mut queued_most = 0;
+        for _ in 0..sends_max {
+            b.mesh.send(&id("a"), &message).unwrap();
+            let status = b.status("a");
+            queued_most = queued_most.max(status.queue_bytes);
+            if status.state != LinkWord::Up {
+                break;
+            }
+        }
+        let reason = b.down("a");
+        let address = hand.0.local_addr().unwrap();
+        assert!(reason.starts_with(&format!("{address} is too slow: ")), "{reason}");
+        assert!(queued_most > 0 && queued_most <= QUEUE_BYTES_MAX, "{queued_most} bytes were queued");
+        assert_eq!(b.status("a").queue_bytes, 0);
+    }
+}
+
+#[test]
+fn what_is_queued_for_a_peer_is_sent_when_it_reads_again() {
+    let (mut b, at_b) = listener_b();
+    let mut hand = Hand::link(at_b, &identity("a"));
+    b.up("a");
+    let mut sent = 0;
+    while b.status("a").queue_bytes < QUEUE_BYTES_MAX / 2 {
+        b.mesh.send(&id("a"), &Message::Decisions { decisions: vec![] }).unwrap();
+        b.mesh.send(&id("a"), &large(500_000)).unwrap();
+        sent += 2;
+    }
+    for number in 0..sent {
+        let expected = if number % 2 == 0 { Message::Decisions { decisions: vec![] } } else { large(500_000) };
+        assert!(hand.read() == Some(Packet::Message(expected)), "message {number}");
+    }
+    assert_eq!(b.stands("a", LinkWord::Up).queue_bytes, 0);
+}
+
+#[test]
+fn a_cut_closes_the_link_at_once_and_a_heal_brings_it_back() {
+    let (mut a, mut b, both) = pair();
+    // The listener cuts: the dialler is told why, whenever it tries.
+    b.mesh.configure(cut(&both, "a"));
+    assert_eq!(b.down("a"), "cut by partitions in peers.json");
+    assert_eq!(b.status("a").state, LinkWord::Cut);
+    a.down("b");
+    assert!(a.refused().1.ends_with("it refused this node: cut by partitions in peers.json"));
+    assert!(b.refused().1.ends_with("refused: cut by partitions in peers.json"));
+    assert_eq!(a.stands("b", LinkWord::Refused).state, LinkWord::Refused);
+    b.mesh.configure(both.clone());
+    a.up("b");
+    b.up("a");
+    // The dialler cuts: it does not even try.
+    a.mesh.configure(cut(&both, "b"));
+    assert_eq!(a.down("b"), "cut by partitions in peers.json");
+    b.down("a");
+    assert_eq!(a.status("b").reason.as_deref(), Some("cut by partitions in peers.json"));
+    a.mesh.configure(both);
+    a.up("b");
+    b.up("a");
+    a.mesh.send(&id("b"), &fetch(1)).unwrap();
+    assert_eq!(b.message(), fetch(1));
+}
+
+#[test]
+fn links_that_come_and_go_quickly_keep_their_events_in_order() {
+    let (mut a, mut b, both) = pair();
+    for number in 0..100 {
+        let (one, peer) = if number % 3 == 0 { (&b, "a") } else { (&a, "b") };
+        one.mesh.configure(cut(&both, peer));
+        a.mesh.send(&id("b"), &fetch(number)).unwrap();
+        one.mesh.configure(both.clone());
+        // A link or none, either will do.
+        b.mesh.send(&id("a"), &fetch(number)).unwrap();
+        if number % 10 == 0 {
+            a.stands("b", LinkWord::Up);
+        }
+    }
+    // Until the last one has settled, either end may still lose it: so it is said until it is heard.
+    let (last, since) = (fetch(1_000), Instant::now());
+    loop {
+        assert!(since.elapsed() < WAIT, "waited in vain for the last message");
+        a.mesh.send(&id("b"), &last).unwrap();
+        while !a.events.is_empty() {
+            a.next("whatever happened");
+        }
+        while !b.events.is_empty() {
+            if matches!(b.next("the last message"), MeshEvent::Message { message, .. } if message == last) {
+                return;
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_node_that_dies_and_starts_again_is_linked_again_whoever_dials() {
+    let ((for_a, at_a), (for_b, at_b)) = (bind(), bind());
+    let both = config(&[("a", at_a), ("b", at_b)]);
+    let mut a = Node::start(identity("a"), for_a, both.clone());
+    let mut b = Node::start(identity("b"), for_b, both.clone());
+    a.up("b");
+    b.up("a");
+    drop(b);
+    a.down("b");
+    assert_eq!(a.stands("b", LinkWord::Down).state, LinkWord::Down);
+    let mut b = Node::start(Identity { incarnation: 2, ..identity("b") }, TcpListener::bind(at_b).unwrap(), both.clone());
+    assert_eq!(a.up("b"), 2);
+    b.up("a");
+    drop(a);
+    b.down("a");
+    let mut a = Node::start(Identity { incarnation: 2, ..identity("a") }, TcpListener::bind(at_a).unwrap(), both);
+    assert_eq!(b.up("a"), 2);
+    a.up("b");
+}
+
+#[test]
+fn a_peer_that_the_core_refuses_is_told_why_and_may_come_back_when_it_is_another_start() {
+    let (mut a, mut b, both) = pair();
+    b.mesh.refuse(&id("a"), "its disk is not the one admitted");
+    assert_eq!(b.down("a"), "its disk is not the one admitted");
+    let reason = a.down("b");
+    assert!(reason.ends_with(" refused this node: its disk is not the one admitted"), "{reason}");
+    assert_eq!(a.refused().0, Some(id("b")));
+    assert_eq!(b.refused(), (Some(id("a")), "its disk is not the one admitted".to_owned()));
+    for (node, peer) in [(&a, "b"), (&b, "a")] {
+        assert!(node.stands(peer, LinkWord::Refused).reason.unwrap().ends_with("its disk is not the one admitted"));
+    }
+    drop(a);
+    let mut a = Node::start(Identity { incarnation: 2, ..identity("a") }, bind().0, both);
+    a.up("b");
+    assert_eq!(b.up("a"), 2);
+}
+
+#[test]
+fn a_peer_cannot_fill_the_log_with_its_reasons() {
+    let (mut b, at_b) = listener_b();
+    let mut hand = Hand::dial(at_b);
+    hand.write(&Packet::Refused { reason: "x".repeat(4_000) });
+    assert!(b.refused().1.len() < 600);
+    let mut hand = Hand::link(at_b, &identity("a"));
+    hand.write(&Packet::Refused { reason: "ü".repeat(500_000) });
+    assert!(b.down("a").chars().count() < 600);
+    let mut hand = Hand::link(at_b, &identity("a"));
+    let body = [&[0x92, PROTOCOL_VERSION, 0x81, 0xda, 0xff, 0xff][..], &[b'x'; 0xffff], &[0xc0]].concat();
+    hand.0.write_all(&[&u32::try_from(body.len()).unwrap().to_be_bytes(), &body[..]].concat()).unwrap();
+    let reason = b.down("a");
+    assert!(reason.contains("unknown variant `xxx") && reason.len() < 600, "{reason}");
+}
+
+#[test]
+fn peers_and_addresses_can_be_changed_while_it_runs() {
+    let ((for_a, at_a), (for_b, at_b)) = (bind(), bind());
+    let mut a = Node::start(identity("a"), for_a, config(&[("a", at_a)]));
+    let mut b = Node::start(identity("b"), for_b, config(&[("a", at_a), ("b", at_b)]));
+    assert!(a.mesh.links().is_empty(), "not linked to itself");
+    assert_eq!(b.status("a").reason.as_deref(), Some("waiting for a to dial"));
+    a.mesh.configure(config(&[("b", nowhere())]));
+    let since = Instant::now();
+    while !a.status("b").reason.unwrap().contains("cannot connect to 127.0.0.1:1: ") {
+        assert!(since.elapsed() < WAIT, "{:?}", a.status("b"));
+    }
+    a.mesh.configure(config(&[("b", at_b)]));
+    a.up("b");
+    b.up("a");
+    a.mesh.configure(config(&[]));
+    assert_eq!(a.down("b"), "removed from peers.json");
+    b.down("a");
+    assert!(a.mesh.links().is_empty());
+    a.mesh.send(&id("b"), &fetch(1)).unwrap();
+    a.mesh.configure(config(&[("b", at_b)]));
+    a.up("b");
+    b.up("a");
+}
