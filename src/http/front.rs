@@ -17,7 +17,6 @@ use futures::{FutureExt, select_biased};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use smol_hyper::rt::FuturesIo;
 
 use super::app::{State, app};
 use super::body::Fault;
@@ -25,6 +24,7 @@ use super::bridge::through_tide;
 use super::connection::{connection, turn_away};
 use super::counters::Answered;
 use super::request_id::{self, REQUEST_ID_HEADER};
+use super::socket::Socket;
 use super::{ACCEPT_PAUSE_MS_MAX, ACCEPT_PAUSE_MS_MIN, Body, Control, Counters, Limits, Predict, Refusal, TURNED_AWAY_MAX};
 use crate::core::ids::RouteName;
 
@@ -179,9 +179,8 @@ impl Front {
     }
 
     fn spawn(self: &Arc<Self>, stream: TcpStream, stopped: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-        without_delay(&stream);
         let open = Open::new(self.counters.clone());
-        let serving = connection(self.clone(), FuturesIo::new(stream), stopped);
+        let serving = connection(self.clone(), Socket::new(stream), stopped);
         spawn_caught(async move {
             serving.await;
             drop(open);
@@ -189,9 +188,8 @@ impl Front {
     }
 
     fn spawn_turned_away(self: &Arc<Self>, stream: TcpStream) -> JoinHandle<()> {
-        without_delay(&stream);
         let sentence = format!("this node serves {} connections, its limit; try another node, or again later", self.limits.connections_max);
-        spawn_caught(turn_away(self.clone(), FuturesIo::new(stream), Refusal::new(503, "too_many_connections", sentence)))
+        spawn_caught(turn_away(self.clone(), Socket::new(stream), Refusal::new(503, "too_many_connections", sentence)))
     }
 }
 
@@ -218,13 +216,6 @@ fn spawn_caught(future: impl Future<Output = ()> + Send + 'static) -> JoinHandle
             log::error!(event = "connection_panicked"; "a connection's task panicked");
         }
     }))
-}
-
-/// Without this a short answer can wait 40 ms for the caller's acknowledgement.
-fn without_delay(stream: &TcpStream) {
-    if let Err(error) = stream.set_nodelay(true) {
-        log::debug!(event = "nodelay_failed"; "TCP_NODELAY could not be set: {error}");
-    }
 }
 
 /// An error as an answer.

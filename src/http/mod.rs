@@ -25,6 +25,7 @@ mod limits;
 mod metrics;
 mod request_id;
 mod resources;
+mod socket;
 #[cfg(test)]
 mod tests;
 
