@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod core;
+pub mod http;
 pub mod mesh;
 pub mod peers;
 pub mod wal;

@@ -1,0 +1,219 @@
+//! A control plane and a data plane for tests: they answer at once and remember what they were asked.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use futures::FutureExt;
+use futures::executor::block_on;
+use futures::future::{BoxFuture, ready};
+use serde_json::Value;
+use tide::http::{Method, Url};
+
+use super::*;
+use crate::api::*;
+use crate::core::gate::Verdict;
+use crate::core::ids::{Digest, ModelId, NodeId, StateHash};
+use crate::core::state::{Kind, RouteStatus};
+
+/// A control plane.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    pub ready: bool,
+    pub panics: bool,
+    pub receipt: Result<Receipt, Refusal>,
+    pub asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Fake { ready: true, panics: false, receipt: Ok(receipt(Outcome::Committed, None)), asked: Arc::default() }
+    }
+}
+
+fn node(id: &str) -> NodeId {
+    NodeId::new(id).unwrap()
+}
+
+fn model(id: &str) -> ModelId {
+    ModelId::new(id).unwrap()
+}
+
+pub(crate) fn receipt(outcome: Outcome, error_code: Option<&str>) -> Receipt {
+    let vote = |id, vote| VoteLine { node: node(id), vote, reason: Some("canary 7 bad of 212".into()) };
+    Receipt {
+        txid: "node-a-1-7".parse().unwrap(),
+        outcome,
+        slot: Some(17),
+        version: 3,
+        state_hash: StateHash([1; 32]),
+        reason: error_code.map(|code| format!("because of {code}")),
+        error_code: error_code.map(str::to_owned),
+        votes: vec![vote("node-a", VoteWord::Yes), vote("node-b", VoteWord::No), vote("node-c", VoteWord::Excused)],
+        applied: vec![node("node-a")],
+        waiting: vec![node("node-b"), node("node-c")],
+        elapsed_ms: Some(1.5),
+    }
+}
+
+fn weights(stable: u16, canary: u16) -> WeightsPercent {
+    WeightsPercent { stable: PercentBp(stable), canary: PercentBp(canary) }
+}
+
+impl Control for Fake {
+    fn routing(&self) -> Routing {
+        assert!(!self.panics, "asked to panic");
+        let plain = RouteView {
+            stable_model_id: model("digits-v1"),
+            stable_digest: None,
+            canary_model_id: None,
+            canary_digest: None,
+            previous_stable_model_id: None,
+            weights: weights(10_000, 0),
+            status: RouteStatus::Stable,
+        };
+        let canary = RouteView {
+            canary_model_id: Some(model("digits-v2")),
+            canary_digest: Some(Digest([2; 32])),
+            weights: weights(9_000, 1_000),
+            status: RouteStatus::Canary,
+            ..plain.clone()
+        };
+        Routing {
+            node: node("node-a"),
+            slot: 17,
+            version: 3,
+            state_hash: StateHash([1; 32]),
+            txid: "node-a-1-7".parse().ok(),
+            members: ["node-a", "node-b", "node-c"].map(node).into(),
+            routes: [("default", canary), ("other", plain)].map(|(name, route)| (RouteName::new(name).unwrap(), route)).into(),
+            lease: LeaseView { held: true, remaining_ms: None },
+            open: Some(OpenView { slot: 18, txid: None, since_ms: 12 }),
+        }
+    }
+
+    fn peers(&self) -> Peers {
+        let peer = PeerView {
+            node: node("node-b"),
+            control: "127.0.0.1:60002".into(),
+            data: "127.0.0.1:50052".into(),
+            link: LinkWord::Up,
+            reason: None,
+            alive: true,
+            incarnation: Some(4),
+            slot: Some(17),
+            heard_ms_ago: Some(120),
+        };
+        Peers { node: node("node-a"), incarnation: 2, peers: vec![peer] }
+    }
+
+    fn health(&self) -> Health {
+        let (status, reasons) = match self.ready {
+            true => (HealthWord::Ok, Vec::new()),
+            false => (HealthWord::Degraded, vec!["behind a majority by 2 slots".into()]),
+        };
+        let numbers = VariantHealth { requests: 212, bad: 7, p50_ms: 0.4, p99_ms: 2.5 };
+        let gate = GateView { verdict: Verdict::Inconclusive, reason: "too few requests".into() };
+        let routes = [("default", Some(numbers)), ("other", None)]
+            .map(|(name, canary)| (RouteName::new(name).unwrap(), RouteHealth { stable: numbers, canary, gate: gate.clone() }));
+        Health { node: node("node-a"), status, reasons, routes: BTreeMap::from(routes) }
+    }
+
+    fn ready(&self) -> Readiness {
+        let check = |name, ok| Check { name, ok, reason: if ok { String::new() } else { "behind a majority by 2 slots".into() } };
+        Readiness { ready: self.ready, checks: vec![check("log", true), check("caught-up", self.ready)] }
+    }
+
+    fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, History> {
+        let entry = |slot| HistoryEntry {
+            slot,
+            txid: "node-a-1-7".parse().ok(),
+            kind: Some(Kind::Advance),
+            outcome: Outcome::Committed,
+            version: slot,
+            state_hash: StateHash([1; 32]),
+            reason: None,
+            votes: receipt(Outcome::Committed, None).votes,
+            at: 1_700_000_000_000,
+        };
+        let from = from.unwrap_or(1);
+        ready(History { decisions: (from..from + limit as u64).map(entry).collect() }).boxed()
+    }
+
+    fn transaction(&self, txid: TxId) -> BoxFuture<'_, Option<Receipt>> {
+        ready(self.receipt.clone().ok().filter(|receipt| receipt.txid == txid)).boxed()
+    }
+
+    fn propose(&self, request: TransactionRequest) -> BoxFuture<'_, Result<Receipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("propose {request:?}"));
+        ready(self.receipt.clone()).boxed()
+    }
+
+    fn rollback(&self, request: RollbackRequest) -> BoxFuture<'_, Result<Receipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("rollback {request:?}"));
+        ready(self.receipt.clone()).boxed()
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        vec![Metric::gauge("canary_mesh_slot", "The last decided slot.", 17.0)]
+    }
+}
+
+/// A data plane made of a function.
+pub(crate) struct Plane<F>(pub F);
+
+impl<F, R> Predict for Plane<F>
+where
+    F: Fn(RouteName, http::Request<Body>) -> R + Send + Sync + 'static,
+    R: Future<Output = http::Response<Body>> + Send + 'static,
+{
+    fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
+        (self.0)(route, request).boxed()
+    }
+}
+
+/// What the app answered.
+pub(crate) struct Answered {
+    pub status: u16,
+    pub body: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Answered {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(other, _)| other == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The status and the error's word.
+    pub fn error(&self) -> (u16, String) {
+        let error: ErrorBody = serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body));
+        (self.status, error.error_code)
+    }
+}
+
+pub(crate) fn ask(app: &tide::Server<State>, method: Method, path: &str, body: &str) -> Answered {
+    let mut request = tide::http::Request::new(method, Url::parse(&format!("http://node{path}")).unwrap());
+    if !body.is_empty() {
+        request.set_body(body);
+    }
+    block_on(async {
+        let mut answer: tide::http::Response = app.respond(request).await.unwrap();
+        let headers = answer.iter().map(|(name, values)| (name.to_string(), values.last().to_string())).collect();
+        Answered { status: answer.status().into(), body: answer.take_body().into_string().await.unwrap(), headers }
+    })
+}
+
+pub(crate) fn respond(fake: Fake, method: Method, path: &str, body: &str) -> Answered {
+    ask(&app(Arc::new(fake), Arc::default()), method, path, body)
+}
+
+pub(crate) fn get(fake: Fake, path: &str) -> Answered {
+    respond(fake, Method::Get, path, "")
+}
+
+pub(crate) fn post(fake: Fake, path: &str, body: &str) -> Answered {
+    respond(fake, Method::Post, path, body)
+}

@@ -1,0 +1,118 @@
+//! The HTTP front: hyper reads and writes, tide routes and answers, predictions go past tide straight to the data plane.
+//!
+//! ```text
+//! accept ─ Guarded (framing, clocks) ─ hyper ─┬─ POST /predict, /v2/models/{route}/infer ─ Predict
+//!                                             └─ everything else ─ tide app ─ Control
+//! ```
+//!
+//! - A connection is generic over its socket; only [`Front::serve`], which accepts, knows async-std.
+//! - No request is read past its limits ([`Limits`]), and none reaches anybody that two servers could read differently.
+//! - Every error has an [`api::ErrorBody`]; every answer names its request in `x-request-id`. Only a head that is not HTTP
+//!   at all gets hyper's bare 400.
+//! - http-types panics on what it cannot hold, so a request is checked before it is turned into one of its own.
+
+mod app;
+mod body;
+mod bridge;
+mod connection;
+mod counters;
+#[cfg(test)]
+mod fakes;
+mod framing;
+mod front;
+mod guarded;
+mod limits;
+mod metrics;
+mod request_id;
+mod resources;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use futures::future::BoxFuture;
+
+use crate::api;
+use crate::core::ids::{RouteName, Slot, TxId};
+
+pub use app::{State, app};
+pub use body::{Body, BodyError};
+pub use connection::connection;
+pub use counters::Counters;
+pub use front::{Drained, Front};
+pub use limits::*;
+pub use metrics::{Histogram, METRICS_CONTENT_TYPE, Metric, Sample, Series, encode};
+pub use request_id::REQUEST_ID_HEADER;
+
+/// What the front asks of the control plane. The futures must end by themselves: the protocol has its own deadlines.
+pub trait Control: Send + Sync + 'static {
+    /// `GET /routing`, and what `GET /routing/state` is taken from.
+    fn routing(&self) -> api::Routing;
+    /// `GET /peers`.
+    fn peers(&self) -> api::Peers;
+    /// `GET /health`.
+    fn health(&self) -> api::Health;
+    /// `GET /readyz`.
+    fn ready(&self) -> Readiness;
+    /// At most `limit` decisions, oldest first, beginning at slot `from`; without it, the newest ones.
+    fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, api::History>;
+    /// What this node knows of a transaction.
+    fn transaction(&self, txid: TxId) -> BoxFuture<'_, Option<api::Receipt>>;
+    /// Coordinates a transaction and gives its outcome.
+    fn propose(&self, request: api::TransactionRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
+    /// Coordinates a `reduce` that takes canaries back.
+    fn rollback(&self, request: api::RollbackRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
+    /// The node's numbers for `GET /metrics`; the front adds its own, which begin with `canary_mesh_http_`.
+    fn metrics(&self) -> Vec<Metric>;
+}
+
+/// The data plane.
+pub trait Predict: Send + Sync + 'static {
+    /// Answers one request to a route. The route's name is well formed; whether there is such a route is for the data plane to
+    /// say. The request's body ends with a [`BodyError`] when it breaks a limit or its framing; whatever is answered then, the
+    /// caller gets the error's own status and reason.
+    fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>>;
+}
+
+/// Whether a node may be sent traffic, and why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    /// It may.
+    pub ready: bool,
+    /// What that was judged by.
+    pub checks: Vec<Check>,
+}
+
+/// One condition of readiness.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// A stable word.
+    pub name: &'static str,
+    /// It holds.
+    pub ok: bool,
+    /// One sentence; shown when it does not hold.
+    pub reason: String,
+}
+
+/// A request that is answered with an error, and nothing was changed by it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The HTTP status, 400 to 599.
+    pub status: u16,
+    /// A stable word for programs.
+    pub error_code: &'static str,
+    /// What is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal with this status, word and sentence.
+    pub fn new(status: u16, error_code: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal { status, error_code, message: message.into() }
+    }
+
+    /// The body that goes with it.
+    fn body(&self, request_id: &str) -> api::ErrorBody {
+        api::ErrorBody { error_code: self.error_code.to_owned(), message: self.message.clone(), request_id: request_id.to_owned() }
+    }
+}
