@@ -1,0 +1,270 @@
+//! Asks nodes over HTTP/1.1: one kept connection to each, a bound on every wait, and errors that tell what is known of the request's fate.
+
+use std::future::Future;
+use std::time::Duration;
+
+use async_std::net::TcpStream;
+use async_std::{future, task};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, HeaderMap};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use smol_hyper::rt::FuturesIo;
+
+use crate::api::ErrorBody;
+use crate::cli::endpoint::{Endpoint, Target};
+use crate::cli::output::listed;
+use crate::cli::{Exit, Failure};
+
+/// Longest wait for a connection, in milliseconds; `--timeout` can only shorten it.
+pub const CONNECT_TIMEOUT_MS_MAX: u64 = 3_000;
+/// Longest wait for a node's answer while another one could be asked instead, in milliseconds.
+pub const ASK_TIMEOUT_MS_MAX: u64 = 3_000;
+/// Largest answer that is read, in bytes.
+pub const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// How often a connection is opened or used for one request that no connection took.
+const SENDS_MAX: usize = 4;
+/// How much of a strange answer is shown, in characters.
+const BEGINNING_CHARS_MAX: usize = 160;
+
+/// A whole answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its head.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// A question that got no proper answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Nothing was sent.
+    #[error("{endpoint}: {why}")]
+    NoConnection {
+        /// Who was asked.
+        endpoint: Endpoint,
+        /// What the system said.
+        why: String,
+    },
+    /// It was sent, or part of it, and the connection broke before the answer was whole.
+    #[error("{endpoint} broke the connection before it had answered: {why}")]
+    Lost {
+        /// Who was asked.
+        endpoint: Endpoint,
+        /// What happened.
+        why: String,
+    },
+    /// It was sent, or part of it, and time is up.
+    #[error("{endpoint} has not answered within {within:?}")]
+    TimedOut {
+        /// Who was asked.
+        endpoint: Endpoint,
+        /// The time there was.
+        within: Duration,
+    },
+    /// An answer that no node gives.
+    #[error("{endpoint} answered {status} with something that is not a canary-mesh node's: {beginning:?}")]
+    Strange {
+        /// Who was asked.
+        endpoint: Endpoint,
+        /// The answer's status.
+        status: StatusCode,
+        /// How it begins.
+        beginning: String,
+    },
+    /// The node refused, and says why.
+    #[error("{}", body.message)]
+    Refused {
+        /// The answer's status.
+        status: StatusCode,
+        /// Why.
+        body: ErrorBody,
+    },
+}
+
+impl From<CallError> for Failure {
+    /// What a failed *question* means for the command. For a failed change see `receipt`.
+    fn from(error: CallError) -> Failure {
+        let message = error.to_string();
+        match error {
+            CallError::Refused { body, .. } => Failure { exit: Exit::Refused, message, body: Some(body) },
+            CallError::NoConnection { .. } => Failure::new(Exit::NoConnection, format!("cannot connect to {message}")),
+            _ => Failure::new(Exit::NoConnection, message),
+        }
+    }
+}
+
+/// One node, and the connection to it once there is one.
+pub struct Client {
+    /// Who is asked.
+    pub target: Target,
+    /// The longest wait for a whole answer.
+    pub timeout: Duration,
+    connection: Option<SendRequest<Full<Bytes>>>,
+}
+
+impl Client {
+    /// Connects when it is first asked.
+    pub fn new(target: Target, timeout: Duration) -> Client {
+        Client { target, timeout, connection: None }
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        self.target.endpoint.clone()
+    }
+
+    /// Asks for a resource.
+    pub async fn get<T: DeserializeOwned>(&mut self, path: &str) -> Result<T, CallError> {
+        let answer = self.send(Method::GET, path, Bytes::new()).await?;
+        self.read(&answer, answer.status.is_success())
+    }
+
+    /// Sends a document. The answer's status is the caller's to judge.
+    pub async fn post(&mut self, path: &str, document: &impl Serialize) -> Result<Answer, CallError> {
+        #[expect(clippy::expect_used, reason = "the documents of api.rs have text for keys and no number that JSON lacks")]
+        let body = serde_json::to_vec(document).expect("a document of api.rs");
+        self.send(Method::POST, path, body.into()).await
+    }
+
+    /// Reads an answer as `T` if it should be one, else as the reason why not.
+    pub fn read<T: DeserializeOwned>(&self, answer: &Answer, wanted: bool) -> Result<T, CallError> {
+        let Answer { status, body, .. } = answer;
+        if wanted && let Ok(document) = serde_json::from_slice(body) {
+            return Ok(document);
+        }
+        match serde_json::from_slice(body) {
+            Ok(body) if !wanted => Err(CallError::Refused { status: *status, body }),
+            _ => {
+                let beginning = String::from_utf8_lossy(body).chars().take(BEGINNING_CHARS_MAX).collect();
+                Err(CallError::Strange { endpoint: self.endpoint(), status: *status, beginning })
+            }
+        }
+    }
+
+    /// Sends one request and reads the whole answer. A request that a dead kept connection never took is sent again on a new one;
+    /// one that may have been taken is not.
+    pub async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, CallError> {
+        if !self.connected().await {
+            self.connect().await?;
+        }
+        let (timeout, endpoint) = (self.timeout, self.endpoint());
+        let timed_out = CallError::TimedOut { endpoint, within: timeout };
+        within(timeout, self.exchange(method, path, body)).await.unwrap_or(Err(timed_out))
+    }
+
+    async fn connected(&mut self) -> bool {
+        match &mut self.connection {
+            Some(connection) => connection.ready().await.is_ok(),
+            None => false,
+        }
+    }
+
+    /// Opens a connection, and drops the one there was.
+    pub async fn connect(&mut self) -> Result<(), CallError> {
+        let no_connection = |why: String| CallError::NoConnection { endpoint: self.endpoint(), why };
+        let limit = self.timeout.min(Duration::from_millis(CONNECT_TIMEOUT_MS_MAX));
+        let dialled = within(limit, TcpStream::connect(self.target.endpoint.authority())).await;
+        let stream = dialled.ok_or_else(|| no_connection(format!("no connection within {limit:?}")))?;
+        let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+        let stream = stream.map_err(|error| no_connection(innermost(&error)))?;
+        let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(|error| no_connection(error.to_string()))?;
+        task::spawn(connection);
+        self.connection = Some(sender);
+        Ok(())
+    }
+
+    /// Each turn either connects or sends.
+    async fn exchange(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, CallError> {
+        let endpoint = self.endpoint();
+        let lost = |why: String| CallError::Lost { endpoint: endpoint.clone(), why };
+        let mut request = Request::builder().method(method).uri(path).header(HOST, endpoint.authority());
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let mut request = request.body(Full::new(body)).map_err(|error| lost(error.to_string()))?;
+        for _ in 0..SENDS_MAX {
+            // Taken out, so that a request given up half-way leaves no connection with a stray answer in it.
+            let Some(mut connection) = self.connection.take() else {
+                self.connect().await?;
+                continue;
+            };
+            match connection.try_send_request(request).await {
+                Ok(response) => {
+                    let (head, body) = response.into_parts();
+                    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| lost(error.to_string()))?;
+                    self.connection = Some(connection);
+                    return Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() });
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(lost(error.into_error().to_string())),
+                },
+            }
+        }
+        Err(CallError::NoConnection { endpoint, why: "it closes every connection before it takes a request".into() })
+    }
+}
+
+/// The future's value, or `None` if it takes longer.
+pub async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    future::timeout(limit, future).await.ok()
+}
+
+/// The system's own words; async-std wraps them in others that say the same.
+fn innermost(error: &std::io::Error) -> String {
+    let mut inner: &dyn std::error::Error = error;
+    while let Some(source) = inner.source() {
+        inner = source;
+    }
+    inner.to_string()
+}
+
+/// The nodes to ask, in the order given.
+pub struct Mesh {
+    /// Not empty.
+    pub clients: Vec<Client>,
+    /// The longest wait for a whole answer.
+    pub timeout: Duration,
+}
+
+impl Mesh {
+    /// Connects to nobody yet.
+    pub fn new(targets: Vec<Target>, timeout: Duration) -> Mesh {
+        Mesh { clients: targets.into_iter().map(|target| Client::new(target, timeout)).collect(), timeout }
+    }
+
+    /// Asks one node after the other until one answers: only for questions, which may be asked twice.
+    pub async fn ask<T: DeserializeOwned>(&mut self, path: &str) -> Result<(&mut Client, T), Failure> {
+        let timeout = self.timeout;
+        let patience = if self.clients.len() > 1 { timeout.min(Duration::from_millis(ASK_TIMEOUT_MS_MAX)) } else { timeout };
+        let mut failures = Vec::new();
+        for client in &mut self.clients {
+            client.timeout = patience;
+            let answer = client.get(path).await;
+            client.timeout = timeout;
+            match answer {
+                Ok(document) => return Ok((client, document)),
+                Err(refused @ CallError::Refused { .. }) => return Err(refused.into()),
+                Err(error) => failures.push(error),
+            }
+        }
+        Err(unreachable(&failures))
+    }
+}
+
+/// Nobody answered.
+pub fn unreachable(failures: &[CallError]) -> Failure {
+    let connected = failures.iter().any(|failure| !matches!(failure, CallError::NoConnection { .. }));
+    let what = if connected { "no node answered" } else { "cannot connect to any node" };
+    let message = format!(
+        "{what} ({}).\nIs the mesh running (canary-mesh serve)? Name its data addresses with --endpoint.",
+        listed(failures).replace(", ", "; ")
+    );
+    Failure::new(Exit::NoConnection, message)
+}

@@ -1,0 +1,132 @@
+//! Sends what changes something, once, and prints what became of it.
+
+use std::time::Duration;
+
+use async_std::task;
+use serde::Serialize;
+
+use crate::api::{Outcome, Peers, Receipt, VoteWord};
+use crate::cli::client::{CallError, Client, within};
+use crate::cli::endpoint::Endpoint;
+use crate::cli::output::{Console, Field, Tone, listed, milliseconds};
+use crate::cli::{Exit, Failure};
+use crate::core::ids::{NodeId, TxId};
+
+/// How long to wait for the live members to apply a commit, in milliseconds.
+const APPLY_WAIT_MS_MAX: u64 = 1_000;
+/// How long to wait before asking again who has applied it, in milliseconds.
+const APPLY_POLL_MS: u64 = 20;
+
+/// A key of one's own, for a request that was given none: whoever is left without an answer can repeat it safely.
+pub fn key_or_random(key: Option<String>) -> String {
+    key.unwrap_or_else(|| format!("cli-{:032x}", fastrand::u128(..)))
+}
+
+/// Sends a change to one node, waits a moment until the live members have applied it, and prints the receipt.
+pub async fn submit(
+    client: &mut Client,
+    path: &str,
+    request: &impl Serialize,
+    key: &str,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let mut receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    if receipt.outcome == Outcome::Committed {
+        follow(client, &mut receipt).await;
+    }
+    let exit = print(&receipt, console);
+    if exit == Exit::Unknown {
+        console.say(&ask_again(&receipt.txid, &client.target.endpoint));
+        console.say(&repeat(key));
+    }
+    Ok(exit)
+}
+
+/// Sends a change to one node and reads the receipt, whatever the outcome.
+pub async fn send(client: &mut Client, path: &str, request: &impl Serialize) -> Result<Receipt, CallError> {
+    let answer = client.post(path, request).await?;
+    let receipt = serde_json::from_slice(&answer.body).ok();
+    receipt.map_or_else(|| client.read(&answer, false), Ok)
+}
+
+/// What a failed change means: only a request that was never sent, or was refused, is known to have done nothing.
+fn failure(error: CallError, key: &str) -> Failure {
+    let unknown = match &error {
+        CallError::NoConnection { .. } => false,
+        CallError::Refused { status, .. } => status.is_server_error() && status.as_u16() != 503,
+        CallError::Lost { .. } | CallError::TimedOut { .. } | CallError::Strange { .. } => true,
+    };
+    if !unknown {
+        return error.into();
+    }
+    let message = format!("{error}.\nThe outcome is unknown. See what was decided: canary-mesh history\n{}", repeat(key));
+    Failure { message, exit: Exit::Unknown, ..error.into() }
+}
+
+fn ask_again(txid: &TxId, endpoint: &Endpoint) -> String {
+    format!("The outcome is not settled. Ask again: canary-mesh tx show {txid} --endpoint {endpoint}")
+}
+
+fn repeat(key: &str) -> String {
+    format!("Or repeat the same command with --idempotency-key {key}: it is applied at most once.")
+}
+
+/// Asks until every live member has applied it, or for a second. Who has not by then stands in the receipt.
+async fn follow(client: &mut Client, receipt: &mut Receipt) {
+    let path = format!("/transactions/{}", receipt.txid);
+    let asking = async {
+        while !receipt.waiting.is_empty() {
+            task::sleep(Duration::from_millis(APPLY_POLL_MS)).await;
+            let Ok(now) = client.get::<Receipt>(&path).await else { return };
+            (receipt.applied, receipt.waiting) = (now.applied, now.waiting);
+            let Ok(peers) = client.get::<Peers>("/peers").await else { return };
+            if !receipt.waiting.iter().any(|node| is_alive(node, &peers)) {
+                return;
+            }
+        }
+    };
+    let _ = within(Duration::from_millis(APPLY_WAIT_MS_MAX), asking).await;
+}
+
+fn is_alive(node: &NodeId, peers: &Peers) -> bool {
+    *node == peers.node || peers.peers.iter().any(|peer| peer.node == *node && peer.alive)
+}
+
+/// Prints a receipt. The outcome is the exit.
+pub fn print(receipt: &Receipt, console: &mut Console<'_>) -> Exit {
+    let (tone, exit) = match receipt.outcome {
+        Outcome::Committed => (Tone::Good, Exit::Ok),
+        Outcome::Aborted => (Tone::Bad, Exit::Refused),
+        Outcome::Unknown => (Tone::Doubt, Exit::Unknown),
+    };
+    console.data(receipt, |console| {
+        let slot = receipt.slot.map_or_else(|| "no slot".to_owned(), |slot| format!("slot {slot}"));
+        let elapsed = receipt.elapsed_ms.map(|ms| format!(", {} ms", milliseconds(ms))).unwrap_or_default();
+        let outcome = console.toned(tone, receipt.outcome);
+        let Receipt { txid, version, state_hash, .. } = receipt;
+        console.line(&format!("{outcome} {txid}: {slot}, version {version}, hash {}{elapsed}", state_hash.short()));
+        if let Some(reason) = &receipt.reason {
+            let code = receipt.error_code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default();
+            console.line(&format!("reason: {reason}{code}"));
+        }
+        if !receipt.votes.is_empty() {
+            let rows = receipt.votes.iter().map(|line| {
+                let tone = match line.vote {
+                    VoteWord::Yes => Tone::Good,
+                    VoteWord::No => Tone::Bad,
+                    VoteWord::Excused => Tone::Doubt,
+                };
+                vec![Field::text(&line.node), Field::text(line.vote).toned(tone), Field::maybe(line.reason.as_ref())]
+            });
+            console.table(&["node", "vote", "reason"], rows);
+        }
+        if !receipt.applied.is_empty() {
+            console.line(&format!("applied by {}", listed(&receipt.applied)));
+        }
+        if receipt.outcome == Outcome::Committed && !receipt.waiting.is_empty() {
+            let waiting = format!("not known to be applied yet by {}", listed(&receipt.waiting));
+            console.line(&console.toned(Tone::Doubt, waiting));
+        }
+    });
+    exit
+}

@@ -1,0 +1,417 @@
+//! `status`: every node in one table, and whether they tell the same story.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_std::task;
+use bytes::Bytes;
+use futures::future::join_all;
+use http::Method;
+use serde::Serialize;
+
+use crate::api::{Health, HealthWord, History, LeaseView, LinkWord, OpenView, PeerView, Peers, RouteView, Routing};
+use crate::cli::args::StatusArgs;
+use crate::cli::client::{CallError, Client, Mesh};
+use crate::cli::output::{Console, Field, Tone, counted, listed};
+use crate::cli::{Exit, Failure};
+use crate::core::ids::{Incarnation, NodeId, RouteName, Slot, StateHash, TxId};
+
+/// From one picture to the next with `--watch`, in milliseconds.
+const WATCH_INTERVAL_MS: u64 = 1_000;
+/// How long a node may take to reach a head that another one had, before it counts as behind, in milliseconds.
+const BEHIND_GRACE_MS: u64 = 300;
+
+/// What `status --output json` prints.
+#[derive(Serialize)]
+struct Report {
+    converged: bool,
+    summary: String,
+    problems: Vec<String>,
+    nodes: Vec<NodeReport>,
+}
+
+/// One node: what it said, or why it said nothing.
+#[derive(Serialize)]
+struct NodeReport {
+    endpoint: String,
+    node: Option<NodeId>,
+    error: Option<String>,
+    #[serde(flatten)]
+    seen: Option<Seen>,
+}
+
+/// What one node said of itself.
+#[derive(Serialize)]
+struct Seen {
+    ready: bool,
+    health: HealthWord,
+    reasons: Vec<String>,
+    incarnation: Incarnation,
+    slot: Slot,
+    version: u64,
+    state_hash: StateHash,
+    txid: Option<TxId>,
+    members: Vec<NodeId>,
+    routes: BTreeMap<RouteName, RouteView>,
+    links: Vec<PeerView>,
+    lease: LeaseView,
+    open: Option<OpenView>,
+}
+
+/// A node that answered, by the name it gave.
+struct Voice<'a> {
+    node: &'a NodeId,
+    seen: &'a Seen,
+}
+
+/// Prints the picture: once, or every second until nobody looks any more.
+pub async fn run(args: &StatusArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    loop {
+        let (report, exit) = look(&mut mesh).await;
+        if args.watch {
+            console.next_picture();
+        }
+        console.data(&report, |console| print(&report, console));
+        console.flush();
+        if !args.watch || console.is_closed() {
+            return Ok(exit);
+        }
+        task::sleep(Duration::from_millis(WATCH_INTERVAL_MS)).await;
+    }
+}
+
+/// Asks every node, and those once more that lag: a head that another node has had for a while is missing, not on its way.
+async fn look(mesh: &mut Mesh) -> (Report, Exit) {
+    let mut nodes = observe_all(mesh).await;
+    let head = |nodes: &[NodeReport]| nodes.iter().filter_map(|node| Some(node.seen.as_ref()?.slot)).max().unwrap_or(0);
+    let due = head(&nodes);
+    if nodes.iter().any(|node| node.seen.as_ref().is_some_and(|seen| seen.slot < due)) {
+        task::sleep(Duration::from_millis(BEHIND_GRACE_MS)).await;
+        nodes = observe_all(mesh).await;
+    }
+    name_the_silent(&mut nodes);
+    let common = common_hashes(mesh, &nodes).await;
+    let problems: Vec<String> = [unwell(&nodes), behind(&nodes, due), disagreement(&common)].concat();
+    let exit = match problems.is_empty() {
+        true => Exit::Ok,
+        false if nodes.iter().all(|node| node.seen.is_none()) => Exit::NoConnection,
+        false => Exit::Unhealthy,
+    };
+    let summary = summary(&nodes, &common, &problems);
+    (Report { converged: problems.is_empty(), summary, problems, nodes }, exit)
+}
+
+async fn observe_all(mesh: &mut Mesh) -> Vec<NodeReport> {
+    join_all(mesh.clients.iter_mut().map(|client| async {
+        let seen = observe(client).await;
+        let (node, seen, error) = match seen {
+            Ok((node, seen)) => (Some(node), Some(seen), None),
+            Err(error) => (client.target.node.clone(), None, Some(error)),
+        };
+        let error = error.map(|error| match error {
+            CallError::NoConnection { why, .. } => why,
+            other => other.to_string(),
+        });
+        NodeReport { endpoint: client.target.endpoint.to_string(), node, error, seen }
+    }))
+    .await
+}
+
+async fn observe(client: &mut Client) -> Result<(NodeId, Seen), CallError> {
+    let Routing { node, slot, version, state_hash, txid, members, routes, lease, open } = client.get("/routing").await?;
+    let peers: Peers = client.get("/peers").await?;
+    let health: Health = client.get("/health").await?;
+    let ready = client.send(Method::GET, "/readyz", Bytes::new()).await?.status.is_success();
+    let Health { status, reasons, .. } = health;
+    let Peers { incarnation, peers: links, .. } = peers;
+    let seen = Seen { ready, health: status, reasons, incarnation, slot, version, state_hash, txid, members, routes, links, lease, open };
+    Ok((node, seen))
+}
+
+/// The others know who should be at an address that does not answer.
+fn name_the_silent(nodes: &mut [NodeReport]) {
+    let known: BTreeMap<String, NodeId> = nodes
+        .iter()
+        .filter_map(|node| node.seen.as_ref())
+        .flat_map(|seen| seen.links.iter().map(|peer| (peer.data.clone(), peer.node.clone())))
+        .collect();
+    for silent in nodes.iter_mut().filter(|node| node.node.is_none()) {
+        silent.node = known.get(&silent.endpoint).cloned();
+    }
+}
+
+/// The highest slot that all have decided, and each one's hash there; fewer of them where a node does not keep that slot any more.
+async fn common_hashes(mesh: &mut Mesh, nodes: &[NodeReport]) -> (Slot, BTreeMap<NodeId, StateHash>) {
+    let slot = voices(nodes).map(|voice| voice.seen.slot).min().unwrap_or(0);
+    let asked = mesh.clients.iter_mut().zip(nodes).map(|(client, report)| async move {
+        let (node, seen) = (report.node.clone()?, report.seen.as_ref()?);
+        if seen.slot == slot {
+            return Some((node, seen.state_hash));
+        }
+        let history: History = client.get(&format!("/history?from={slot}&limit=1")).await.ok()?;
+        let entry = history.decisions.first().filter(|entry| entry.slot == slot)?;
+        Some((node, entry.state_hash))
+    });
+    (slot, join_all(asked).await.into_iter().flatten().collect())
+}
+
+fn voices(nodes: &[NodeReport]) -> impl Iterator<Item = Voice<'_>> {
+    nodes.iter().filter_map(|report| Some(Voice { node: report.node.as_ref()?, seen: report.seen.as_ref()? }))
+}
+
+fn unwell(nodes: &[NodeReport]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for report in nodes {
+        if let Some(error) = &report.error {
+            let name = report.node.as_ref().map_or_else(|| report.endpoint.clone(), |node| format!("{node} ({})", report.endpoint));
+            problems.push(format!("{name} cannot be reached: {error}"));
+        }
+    }
+    for Voice { node, seen } in voices(nodes) {
+        if seen.health == HealthWord::Degraded {
+            problems.push(format!("{node} is degraded: {}", seen.reasons.join("; ")));
+        } else if !seen.ready {
+            problems.push(format!("{node} is not ready; see /readyz?verbose there"));
+        }
+    }
+    problems
+}
+
+fn behind(nodes: &[NodeReport], due: Slot) -> Vec<String> {
+    let late = voices(nodes).filter(|voice| voice.seen.slot < due);
+    late.map(|Voice { node, seen }| format!("{node} is behind: at slot {}, and others are at {due}", seen.slot)).collect()
+}
+
+fn disagreement((slot, hashes): &(Slot, BTreeMap<NodeId, StateHash>)) -> Vec<String> {
+    let camps = camps(hashes);
+    if camps.len() < 2 {
+        return Vec::new();
+    }
+    let told = camps.iter().map(|(hash, nodes)| format!("{} at {}", listed(nodes), hash.short()));
+    let told = told.collect::<Vec<_>>().join(", ");
+    vec![format!("the nodes disagree about slot {slot}: {told}. Keep every log, and compare them with canary-mesh log dump")]
+}
+
+/// Who holds which hash, the largest camp first.
+fn camps(hashes: &BTreeMap<NodeId, StateHash>) -> Vec<(StateHash, Vec<&NodeId>)> {
+    let mut camps: BTreeMap<StateHash, Vec<&NodeId>> = BTreeMap::new();
+    for (node, hash) in hashes {
+        camps.entry(*hash).or_default().push(node);
+    }
+    let mut camps: Vec<_> = camps.into_iter().collect();
+    camps.sort_by_key(|(_, nodes)| std::cmp::Reverse(nodes.len()));
+    camps
+}
+
+/// The sentence under the table.
+fn summary(nodes: &[NodeReport], (slot, hashes): &(Slot, BTreeMap<NodeId, StateHash>), problems: &[String]) -> String {
+    if !problems.is_empty() {
+        return counted(problems.len(), "problem");
+    }
+    let Some(first) = voices(nodes).next() else { return "no node was asked".into() };
+    let count = voices(nodes).count();
+    let members = first.seen.members.len();
+    let who = match (count, members) {
+        (1, _) => format!("{} is well", first.node),
+        (all, members) if all >= members => format!("all {all} nodes agree"),
+        (some, _) => format!("{some} nodes agree"),
+    };
+    let rest = if count < members { format!(" ({count} of {members} members asked)") } else { String::new() };
+    if voices(nodes).any(|voice| voice.seen.slot != *slot) {
+        let compared = if hashes.len() < count { " as far as it is kept" } else { "" };
+        return format!("{who}{rest} up to slot {slot}{compared}; later ones are being decided");
+    }
+    format!("{who}{rest}: version {}, slot {slot}, hash {}", first.seen.version, first.seen.state_hash.short())
+}
+
+fn print(report: &Report, console: &mut Console<'_>) {
+    let camps: BTreeMap<_, _> = voices(&report.nodes).map(|voice| (voice.node.clone(), voice.seen.state_hash)).collect();
+    let usual = self::camps(&camps).first().map(|(hash, _)| *hash);
+    let header = ["node", "endpoint", "state", "start", "head", "version", "hash", "routes", "links", "open"];
+    console.table(&header, report.nodes.iter().map(|node| row(node, usual)));
+    for problem in &report.problems {
+        let problem = console.toned(Tone::Bad, problem);
+        console.line(&problem);
+    }
+    let tone = if report.converged { Tone::Good } else { Tone::Bad };
+    console.line(&console.toned(tone, &report.summary));
+}
+
+fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
+    let mut row = vec![Field::maybe(report.node.as_ref()), Field::text(&report.endpoint)];
+    let Some(seen) = &report.seen else {
+        row.push(Field::text("unreachable").toned(Tone::Bad));
+        row.extend(std::iter::repeat_with(|| Field::maybe(None::<&str>)).take(7));
+        return row;
+    };
+    let state = match (seen.health, seen.ready) {
+        (HealthWord::Ok, true) => Field::text("ready").toned(Tone::Good),
+        (HealthWord::Ok, false) => Field::text("not ready").toned(Tone::Doubt),
+        (HealthWord::Degraded, true) => Field::text("degraded").toned(Tone::Doubt),
+        (HealthWord::Degraded, false) => Field::text("degraded, not ready").toned(Tone::Bad),
+    };
+    let hash = Field::text(seen.state_hash.short());
+    let open = seen.open.as_ref().map(|open| {
+        let what = open.txid.as_ref().map_or_else(|| "open".to_owned(), ToString::to_string);
+        format!("{what} in slot {} for {} ms", open.slot, open.since_ms)
+    });
+    row.extend([
+        state,
+        Field::number(seen.incarnation),
+        Field::number(seen.slot),
+        Field::number(seen.version),
+        if Some(seen.state_hash) == usual { hash } else { hash.toned(Tone::Doubt) },
+        Field::text(seen.routes.iter().map(route_text).collect::<Vec<_>>().join("; ")),
+        links_field(&seen.links),
+        Field::maybe(open),
+    ]);
+    row
+}
+
+/// `default: digits-v1 90 / digits-v2 10`.
+fn route_text((name, route): (&RouteName, &RouteView)) -> String {
+    let RouteView { stable_model_id, weights, .. } = route;
+    match &route.canary_model_id {
+        Some(canary) => format!("{name}: {stable_model_id} {} / {canary} {}", weights.stable, weights.canary),
+        None => format!("{name}: {stable_model_id} {}", weights.stable),
+    }
+}
+
+/// `2/2 up`, and the others by name.
+fn links_field(links: &[PeerView]) -> Field {
+    let word = |peer: &PeerView| match (peer.link, &peer.reason) {
+        (LinkWord::Up, _) => None,
+        (LinkWord::Down, _) => Some(format!("{} down", peer.node)),
+        (LinkWord::Cut, _) => Some(format!("{} cut", peer.node)),
+        (LinkWord::Refused, None) => Some(format!("{} refused", peer.node)),
+        (LinkWord::Refused, Some(reason)) => Some(format!("{} refused: {reason}", peer.node)),
+    };
+    let others: Vec<String> = links.iter().filter_map(word).collect();
+    let up = links.len() - others.len();
+    let text = [format!("{up}/{} up", links.len())].into_iter().chain(others.clone()).collect::<Vec<_>>().join(", ");
+    if others.is_empty() { Field::text(text) } else { Field::text(text).toned(Tone::Doubt) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+
+    use super::*;
+    use crate::cli::Surroundings;
+    use crate::cli::testing::{Fake, Story, nobody, ran, ran_in, story};
+
+    fn status(nodes: &[&Fake], more: &str) -> crate::cli::testing::Ran {
+        let endpoints: String = nodes.iter().map(|node| format!(" --endpoint {}", node.address)).collect();
+        ran(&format!("canary-mesh status{endpoints} {more}"))
+    }
+
+    fn three(change: impl Fn(&mut Story)) -> [Fake; 3] {
+        ["node-a", "node-b", "node-c"].map(|node| {
+            let mut story = story(node);
+            change(&mut story);
+            story.start()
+        })
+    }
+
+    #[test]
+    fn nodes_that_agree_are_shown_and_said_to() {
+        let [a, b, c] = three(|story| (story.canary, story.weight) = (Some("digits-v2".into()), 12.5));
+        let shown = status(&[&a, &b, &c], "");
+        assert_eq!(shown.exit, Exit::Ok, "{shown:?}");
+        assert_eq!(shown.out.lines().last(), Some("all 3 nodes agree: version 4, slot 4, hash 04040404"));
+        let row = shown.out.lines().nth(2).unwrap();
+        for part in ["node-b", &b.address, "ready", "04040404", "default: digits-v1 87.5 / digits-v2 12.5", "2/2 up"] {
+            assert!(row.contains(part), "{part:?} in {row:?}");
+        }
+        let json = status(&[&a, &b, &c], "--output json").json();
+        assert_eq!((&json["converged"], &json["nodes"][2]["node"]), (&true.into(), &"node-c".into()));
+        assert_eq!(status(&[&a], "").out.lines().last(), Some("node-a is well (1 of 3 members asked): version 4, slot 4, hash 04040404"));
+    }
+
+    #[test]
+    fn a_node_that_is_not_there_is_named_by_the_others() {
+        let gone = nobody();
+        let [a, b, _] = three(|story| story.others[1] = gone.clone());
+        let shown = ran(&format!("canary-mesh status --endpoint {} --endpoint {} --endpoint {gone}", a.address, b.address));
+        assert_eq!(shown.exit, Exit::Unhealthy);
+        assert!(shown.out.contains(&format!("node-c ({gone}) cannot be reached: Connection refused")), "{}", shown.out);
+        assert!(shown.out.lines().nth(3).unwrap().contains("unreachable"), "{}", shown.out);
+        assert_eq!(ran(&format!("canary-mesh status --endpoint {gone}")).exit, Exit::NoConnection);
+    }
+
+    #[test]
+    fn a_node_that_is_behind_does_not_disagree() {
+        let [a, b, c] = three(|story| story.slot = if story.node == "node-b" { 3 } else { 5 });
+        let shown = status(&[&a, &b, &c], "");
+        assert_eq!(shown.exit, Exit::Unhealthy);
+        assert!(shown.out.contains("node-b is behind: at slot 3, and others are at 5"), "{}", shown.out);
+        assert!(!shown.out.contains("disagree"), "{}", shown.out);
+        assert!(a.asked().contains(&"GET /history?from=3&limit=1".to_owned()));
+    }
+
+    #[test]
+    fn a_node_with_another_hash_at_the_common_slot_disagrees() {
+        let [a, b, c] = three(|story| match story.node {
+            "node-a" => story.slot = 5,
+            "node-c" => story.hash = |_| 0xcc,
+            _ => {}
+        });
+        let shown = status(&[&a, &b, &c], "");
+        assert_eq!(shown.exit, Exit::Unhealthy);
+        assert!(shown.out.contains("the nodes disagree about slot 4: node-a, node-b at 04040404, node-c at cccccccc"), "{}", shown.out);
+    }
+
+    #[test]
+    fn a_degraded_node_and_one_that_is_not_ready_are_not_well() {
+        let [a, b, c] = three(|story| match story.node {
+            "node-a" => (story.degraded, story.links) = (Some("no lease"), ["down", "cut"]),
+            "node-b" => story.ready = false,
+            _ => {}
+        });
+        let shown = status(&[&a, &b, &c], "");
+        assert_eq!(shown.exit, Exit::Unhealthy);
+        for said in ["node-a is degraded: no lease", "node-b is not ready", "0/2 up, node-b down, node-c cut", "2 problems"] {
+            assert!(shown.out.contains(said), "{said:?} in {}", shown.out);
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_no_node_is_told_apart() {
+        let stranger = Fake::start(|_, _, _| crate::cli::testing::Reply::Answer(200, Vec::new(), "<html>hello".into()));
+        let shown = status(&[&stranger], "");
+        assert!(shown.out.contains("not a canary-mesh node's") && shown.out.contains("<html>hello"), "{}", shown.out);
+    }
+
+    /// A reader who leaves after some lines.
+    struct Leaves(usize);
+
+    impl Write for Leaves {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 = self.0.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn watching_goes_on_until_the_reader_leaves() {
+        let node = story("node-a").start();
+        let (mut out, mut err) = (Leaves(6), Vec::new());
+        let line = format!("canary-mesh status -w --endpoint {}", node.address);
+        let exit = crate::cli::run(line.split(' ').map(Into::into), &Surroundings::default(), &mut out, &mut err);
+        assert_eq!((exit, String::from_utf8(err).unwrap()), (Exit::Ok, String::new()));
+        assert!(node.asked().iter().filter(|line| *line == "GET /routing").count() >= 2);
+    }
+
+    #[test]
+    fn a_terminal_gets_colours_and_no_color_takes_them_away() {
+        let node = story("node-a").start();
+        let line = format!("canary-mesh status --endpoint {}", node.address);
+        let terminal = Surroundings { stdout_terminal: true, ..Surroundings::default() };
+        assert!(ran_in(&line, &terminal).out.contains("\x1b["));
+        assert!(!ran_in(&format!("{line} --no-color"), &terminal).out.contains("\x1b["));
+        assert!(!ran_in(&line, &Surroundings { no_color: true, ..terminal }).out.contains("\x1b["));
+    }
+}
