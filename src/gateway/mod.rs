@@ -1,0 +1,190 @@
+//! The data plane: which model answers a request, the models themselves, and what the node counts of them.
+//!
+//! A request loads one immutable [`Snapshot`] of the routing state and sees that version from start to end. The split chooses a
+//! variant; the variant's model answers, in the process ([`onnx`]) or as a model server ([`upstream`]). Nothing here knows
+//! sockets of callers: requests and answers are `http` types, so any front can carry them; connections to model servers come
+//! from a [`Net`].
+
+mod backend;
+mod body;
+mod elements;
+mod headers;
+mod models;
+mod net;
+mod onnx;
+mod onnx_file;
+mod predict;
+mod refusal;
+mod repository;
+mod snapshot;
+mod split;
+mod stats;
+mod upload;
+mod upstream;
+mod v2;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+
+pub use crate::gateway::body::Body;
+pub use crate::gateway::net::{AsyncStdNet, Io, Net};
+pub use crate::gateway::split::{Reason, Variant};
+pub use crate::gateway::stats::{Bad, LATENCY_BUCKETS_US, VariantTotals};
+pub use crate::gateway::upstream::StreamError;
+
+use crate::core::gate::RouteEvidence;
+use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
+use crate::core::state::{Model, Route, RoutingState};
+use crate::gateway::models::Models;
+use crate::gateway::repository::Repository;
+use crate::gateway::snapshot::{RouteSnapshot, Serving, Snapshot};
+use crate::gateway::stats::{Totals, VariantStats};
+
+/// Largest body of a request that a model in the process answers, in bytes. Bodies for model servers stream.
+pub const BODY_BYTES_MAX: usize = 64 << 20;
+/// Models whose totals are kept after they have left the routing state.
+pub const TOTALS_MAX: usize = 1_024;
+
+/// What may be set differently from the usual.
+#[derive(Clone)]
+pub struct Options {
+    /// Largest body of a request that a model in the process answers, in bytes.
+    pub body_bytes_max: usize,
+    /// Where connections to model servers come from.
+    pub net: Arc<dyn Net>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { body_bytes_max: BODY_BYTES_MAX, net: Arc::new(AsyncStdNet) }
+    }
+}
+
+/// A node's data plane.
+pub struct Gateway {
+    node: HeaderValue,
+    started: Instant,
+    body_bytes_max: usize,
+    models: Arc<Models>,
+    snapshot: ArcSwap<Snapshot>,
+    totals: Mutex<BTreeMap<(RouteName, Variant, ModelId), Arc<Totals>>>,
+}
+
+impl Gateway {
+    /// A gateway of this node with this models directory. It routes nothing until [`Gateway::route`].
+    pub fn new(node: NodeId, models: PathBuf) -> Arc<Gateway> {
+        Gateway::with_options(node, models, Options::default())
+    }
+
+    /// The same with other options.
+    pub fn with_options(node: NodeId, models: PathBuf, options: Options) -> Arc<Gateway> {
+        Arc::new(Gateway {
+            node: header(node.as_str()),
+            started: Instant::now(),
+            body_bytes_max: options.body_bytes_max,
+            models: Arc::new(Models::new(Repository::new(models), options.net)),
+            snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            totals: Mutex::default(),
+        })
+    }
+
+    /// Loads the model, checks that its file is the one that is meant, and tries it out: one inference of zeros, or the question to its
+    /// server whether it is ready. A model that was prepared before costs nothing. The error is a sentence for an operator.
+    pub async fn prepare(&self, model: &Model) -> Result<(), String> {
+        self.models.prepare(model).await
+    }
+
+    /// Whether [`Gateway::prepare`] would say yes at once.
+    pub fn is_prepared(&self, model: &Model) -> bool {
+        self.models.is_prepared(model)
+    }
+
+    /// The SHA-256 of a model's file as it is now. The error is a sentence for an operator.
+    pub async fn digest(&self, id: &ModelId) -> Result<Digest, String> {
+        self.models.digest(id).await
+    }
+
+    /// Routes by this state from now on; requests under way keep theirs. Never blocks: models that are not loaded are loaded in the
+    /// background, and until then a canary's requests fall back to stable and a stable's are answered 503. Without
+    /// `canary_allowed` everything goes to stable.
+    pub fn route(self: &Arc<Self>, state: &RoutingState, canary_allowed: bool) {
+        let old = self.snapshot.load();
+        let models: Vec<&Model> = state.routes.values().flat_map(Route::models).collect();
+        let mut held = self.models.hold(&models).into_iter();
+        let mut routes = BTreeMap::new();
+        for (name, route) in &state.routes {
+            let before = old.routes.get(name);
+            let mut serving = |variant, model: &Model| {
+                let stats = before.and_then(|before| before.stats_of(variant, model));
+                let stats = stats.unwrap_or_else(|| Arc::new(VariantStats::new(self.totals_of(name, variant, &model.id))));
+                Some(Serving { model: model.clone(), name: header(model.id.as_str()), held: held.next()?, stats })
+            };
+            // In the order of `Route::models`: one held model for each.
+            let Some(stable) = serving(Variant::Stable, &route.stable) else { continue };
+            let canary = route.canary.as_ref().and_then(|model| serving(Variant::Canary, model));
+            let previous_stable = route.previous_stable.as_ref().and_then(|_| held.next());
+            let (weights, gate) = (route.weights, route.gate);
+            routes.insert(name.clone(), RouteSnapshot { weights, gate, stable, canary, previous_stable });
+        }
+        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), canary_allowed, routes }));
+    }
+
+    /// What this node counted in the last minute, per route: only requests whose variant chance decided.
+    pub fn evidence(&self) -> Vec<RouteEvidence> {
+        let now = self.now();
+        let evidence = |(name, route): (&RouteName, &RouteSnapshot)| RouteEvidence {
+            route: name.clone(),
+            canary_model_id: route.canary.as_ref().map(|canary| canary.model.id.clone()),
+            stable: route.stable.stats.counts(now),
+            canary: route.canary.as_ref().map(|canary| canary.stats.counts(now)).unwrap_or_default(),
+        };
+        self.snapshot.load().routes.iter().map(evidence).collect()
+    }
+
+    /// The models of the routing state that are not loaded: a sentence each, with the reason.
+    pub fn models_missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (name, route) in &self.snapshot.load().routes {
+            let canary = route.canary.as_ref().map(|canary| ("canary", &canary.held));
+            let previous = route.previous_stable.as_ref().map(|held| ("previous stable", held));
+            for (place, held) in [Some(("stable", &route.stable.held)), canary, previous].into_iter().flatten() {
+                missing.extend(held.missing().map(|why| format!("route {name}, {place}: {why}")));
+            }
+        }
+        missing
+    }
+
+    /// What every model did since the start of the process, for the metrics.
+    pub fn totals(&self) -> Vec<VariantTotals> {
+        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        totals.iter().map(|((route, variant, model), totals)| totals.read(route, *variant, model)).collect()
+    }
+
+    fn totals_of(&self, route: &RouteName, variant: Variant, model: &ModelId) -> Arc<Totals> {
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        if totals.len() >= TOTALS_MAX {
+            // Whoever is still counted into is held by a snapshot too.
+            totals.retain(|_, totals| Arc::strong_count(totals) > 1);
+        }
+        Arc::clone(totals.entry((route.clone(), variant, model.clone())).or_default())
+    }
+
+    /// This gateway's clock.
+    fn now(&self) -> Time {
+        Time(self.started.elapsed().as_micros() as u64)
+    }
+}
+
+#[expect(clippy::expect_used, reason = "node and model ids are letters, digits, '.', '_' and '-' only")]
+fn header(name: &str) -> HeaderValue {
+    HeaderValue::from_str(name).expect("a plain name")
+}

@@ -1,0 +1,235 @@
+//! The models directory: `<id>.onnx` runs in the node, `<id>.json` names a model server. A model's digest is its file's SHA-256.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::core::ids::{Digest, ModelId};
+use crate::core::state::Model;
+use crate::gateway::backend::Backend;
+use crate::gateway::net::Net;
+use crate::gateway::onnx::Onnx;
+use crate::gateway::upstream::{Address, Upstream};
+use crate::gateway::workers::said;
+
+/// Largest model file, in bytes: what one Protocol Buffers message may have.
+pub const MODEL_BYTES_MAX: u64 = 2 << 30;
+/// Largest file that names a model server, in bytes.
+pub const SERVER_FILE_BYTES_MAX: u64 = 64 << 10;
+/// Time for a model server's answer where its file names none, in milliseconds.
+pub const UPSTREAM_TIMEOUT_MS: u64 = 30_000;
+/// Longest time that a file may name, in milliseconds.
+pub const UPSTREAM_TIMEOUT_MS_MAX: u64 = 3_600_000;
+
+/// The models directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Repository {
+    dir: PathBuf,
+}
+
+/// Where a model is computed, by its file's ending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Here,
+    Server,
+}
+
+/// `<id>.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServerFile {
+    http: String,
+    timeout_ms: Option<u64>,
+}
+
+impl Repository {
+    pub(crate) fn new(dir: PathBuf) -> Repository {
+        Repository { dir }
+    }
+
+    /// The digest of a model's file as it is now. Reads the file: not for an executor's thread.
+    pub(crate) fn digest(&self, id: &ModelId) -> Result<Digest, String> {
+        let (path, place) = self.find(id)?;
+        let file = open(&path, place)?;
+        let mut hash = Sha256::new();
+        let mut part = vec![0; 64 << 10];
+        let mut reader = file.take(place.bytes_max());
+        loop {
+            match reader.read(&mut part) {
+                Ok(0) => return Ok(Digest(hash.finalize().into())),
+                Ok(read) => hash.update(part.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(format!("{} cannot be read: {error}", path.display())),
+            }
+        }
+    }
+
+    /// Loads a model: exactly the file that is meant. Reads and computes: not for an executor's thread.
+    pub(crate) fn load(&self, model: &Model, net: Arc<dyn Net>) -> Result<Backend, String> {
+        let (path, place) = self.find(&model.id)?;
+        let shown = path.display();
+        let mut bytes = Vec::new();
+        let read = open(&path, place)?.take(place.bytes_max()).read_to_end(&mut bytes);
+        read.map_err(|error| format!("{shown} cannot be read: {error}"))?;
+        let digest = Digest(Sha256::digest(&bytes).into());
+        if let Some(named) = model.digest.filter(|named| *named != digest) {
+            let (has, named) = (digest.short(), named.short());
+            return Err(format!("{shown} has SHA-256 {has}…, the transaction named {named}…: the file differs from the coordinator's"));
+        }
+        let loaded = match place {
+            // A file that nobody has tried before may find a panic in whatever reads it.
+            Place::Here => catch_unwind(AssertUnwindSafe(|| Onnx::load(&model.id, digest, bytes)))
+                .unwrap_or_else(|panic| Err(format!("it cannot be read as an ONNX model: {}", said(panic.as_ref()))))
+                .map(Backend::Onnx),
+            Place::Server => server(&bytes, net).map(Backend::Http),
+        };
+        loaded.map_err(|why| format!("{shown}: {why}"))
+    }
+
+    fn find(&self, id: &ModelId) -> Result<(PathBuf, Place), String> {
+        let (onnx, json) = (format!("{id}.onnx"), format!("{id}.json"));
+        match (self.has(&onnx), self.has(&json)) {
+            (Some(path), None) => Ok((path, Place::Here)),
+            (None, Some(path)) => Ok((path, Place::Server)),
+            (None, None) => Err(format!("model {id} is not in {} (neither {onnx} nor {json})", self.shown())),
+            (Some(_), Some(_)) => Err(format!("model {id} is twice in {} ({onnx} and {json}); remove one of them", self.shown())),
+        }
+    }
+
+    fn has(&self, name: &str) -> Option<PathBuf> {
+        let path = self.dir.join(name);
+        fs::symlink_metadata(&path).is_ok().then_some(path)
+    }
+
+    fn shown(&self) -> String {
+        format!("{}/", self.dir.display().to_string().trim_end_matches('/'))
+    }
+}
+
+impl Place {
+    const fn bytes_max(self) -> u64 {
+        match self {
+            Place::Here => MODEL_BYTES_MAX,
+            Place::Server => SERVER_FILE_BYTES_MAX,
+        }
+    }
+}
+
+fn open(path: &Path, place: Place) -> Result<File, String> {
+    let unreadable = |error: io::Error| format!("{} cannot be read: {error}", path.display());
+    let file = File::open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(format!("{} is not a file", path.display()));
+    }
+    if metadata.len() > place.bytes_max() {
+        return Err(format!("{} has {} bytes, over the {} allowed", path.display(), metadata.len(), place.bytes_max()));
+    }
+    Ok(file)
+}
+
+fn server(bytes: &[u8], net: Arc<dyn Net>) -> Result<Arc<Upstream>, String> {
+    let file: ServerFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let timeout_ms = file.timeout_ms.unwrap_or(UPSTREAM_TIMEOUT_MS);
+    if !(1..=UPSTREAM_TIMEOUT_MS_MAX).contains(&timeout_ms) {
+        return Err(format!("timeout_ms is {timeout_ms}; it may be 1 to {UPSTREAM_TIMEOUT_MS_MAX}"));
+    }
+    Ok(Upstream::new(Address::parse(&file.http)?, Duration::from_millis(timeout_ms), net))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::net::AsyncStdNet;
+
+    fn model(id: &str, digest: Option<Digest>) -> Model {
+        Model { id: ModelId::new(id).unwrap(), digest }
+    }
+
+    fn refused(repository: &Repository, model: &Model) -> String {
+        repository.load(model, Arc::new(AsyncStdNet)).unwrap_err()
+    }
+
+    #[test]
+    fn a_model_that_is_missing_or_twice_is_refused_with_its_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path().join("models"));
+        let shown = dir.path().join("models").display().to_string();
+        let missing = format!("model digits-v9 is not in {shown}/ (neither digits-v9.onnx nor digits-v9.json)");
+        assert_eq!(refused(&repository, &model("digits-v9", None)), missing);
+        assert_eq!(repository.digest(&ModelId::new("digits-v9").unwrap()).unwrap_err(), missing);
+        fs::create_dir(dir.path().join("models")).unwrap();
+        for name in ["m.onnx", "m.json"] {
+            fs::write(dir.path().join("models").join(name), "x").unwrap();
+        }
+        let twice = refused(&repository, &model("m", None));
+        assert_eq!(twice, format!("model m is twice in {shown}/ (m.onnx and m.json); remove one of them"));
+    }
+
+    #[test]
+    fn a_file_that_differs_from_the_coordinators_is_refused_with_both_digests() {
+        let repository = Repository::new(PathBuf::from("models"));
+        let id = ModelId::new("digits-v2").unwrap();
+        let digest = repository.digest(&id).unwrap();
+        repository.load(&model("digits-v2", Some(digest)), Arc::new(AsyncStdNet)).unwrap();
+        let wrong = refused(&repository, &model("digits-v2", Some(Digest([0x98; 32]))));
+        let has = digest.short();
+        let said =
+            format!("models/digits-v2.onnx has SHA-256 {has}…, the transaction named 98989898…: the file differs from the coordinator's");
+        assert_eq!(wrong, said);
+    }
+
+    #[test]
+    fn a_file_that_is_no_model_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path().to_owned());
+        let whole = fs::read("models/digits-v2.onnx").unwrap();
+        fs::write(dir.path().join("torn.onnx"), &whole[..whole.len() / 2]).unwrap();
+        fs::write(dir.path().join("noise.onnx"), [0xff; 99]).unwrap();
+        fs::write(dir.path().join("empty.onnx"), []).unwrap();
+        for id in ["torn", "noise", "empty"] {
+            let refused = refused(&repository, &model(id, None));
+            assert!(refused.contains(&format!("{id}.onnx: it ")), "{refused}");
+        }
+        fs::create_dir(dir.path().join("folder.onnx")).unwrap();
+        assert!(refused(&repository, &model("folder", None)).ends_with("folder.onnx is not a file"));
+    }
+
+    #[test]
+    fn a_model_servers_file_is_read_strictly() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path().to_owned());
+        let load = |text: &str| {
+            fs::write(dir.path().join("s.json"), text).unwrap();
+            repository.load(&model("s", None), Arc::new(AsyncStdNet))
+        };
+        for good in [
+            r#"{"http": "http://127.0.0.1:9001"}"#,
+            r#"{"http": "http://models.example/v2/models/m/infer", "timeout_ms": 500}"#,
+            r#"{"http": "http://[::1]:9001/"}"#,
+        ] {
+            assert!(matches!(load(good), Ok(Backend::Http(_))), "{good}");
+        }
+        for (bad, why) in [
+            (r#"{"http": "http://h", "retries": 3}"#, "unknown field `retries`, expected `http` or `timeout_ms`"),
+            (r#"{"timeout_ms": 5}"#, "missing field `http`"),
+            (r#"{"http": "http://h", "timeout_ms": 0}"#, "timeout_ms is 0; it may be 1 to 3600000"),
+            (r#"{"http": "https://h"}"#, "https is not spoken"),
+            (r#"{"http": "h:80"}"#, "must begin with http://"),
+            (r#"{"http": "http://user@h"}"#, "user name"),
+            (r#"{"http": "http://h/p?q=1"}"#, "no '?' or '#'"),
+            (r#"{"http": "http://h:99999"}"#, "port"),
+            (r#"{"http": ""}"#, "is not the address of a model server"),
+            ("{", "EOF"),
+        ] {
+            let refused = load(bad).unwrap_err();
+            assert!(refused.contains(why) && refused.contains("s.json: "), "{bad}: {refused}");
+        }
+    }
+}

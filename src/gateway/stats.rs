@@ -1,0 +1,315 @@
+//! What a node counts of the traffic it served: sliding windows for the gate, totals for the metrics. The time is handed in.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hdrhistogram::Histogram;
+
+use crate::core::gate::Counts;
+use crate::core::ids::{ModelId, RouteName, Time};
+use crate::gateway::split::Variant;
+
+/// How long one slot of a window takes in requests, in milliseconds.
+pub const WINDOW_SLOT_MS: u64 = 10_000;
+/// Slots of a window: together they are the last minute.
+pub const WINDOW_SLOTS: u64 = 6;
+/// Upper bounds of the latency buckets of the totals, in microseconds. One more bucket takes what is above.
+pub const LATENCY_BUCKETS_US: [u64; 14] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000];
+/// Latencies above this are counted as this, in microseconds: a histogram grows with the largest value in it.
+const LATENCY_US_MAX: u64 = 3_600_000_000;
+/// Significant decimal digits that a window keeps of a latency.
+const LATENCY_DIGITS: u8 = 2;
+
+/// Why a request counts as bad. A request is bad at most once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bad {
+    /// The answer was a 5xx.
+    ServerError,
+    /// No answer in time.
+    Timeout,
+    /// The model server could not be reached, or hung up before it answered.
+    Connection,
+    /// Answered, but slower than the route's `latency_ms_max`.
+    Slow,
+    /// The answer broke off after its head.
+    Broken,
+}
+
+impl Bad {
+    /// All kinds, in the order in which totals list them.
+    pub const ALL: [Bad; 5] = [Bad::ServerError, Bad::Timeout, Bad::Connection, Bad::Slow, Bad::Broken];
+
+    /// The word that stands in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Bad::ServerError => "server_error",
+            Bad::Timeout => "timeout",
+            Bad::Connection => "connection",
+            Bad::Slow => "slow",
+            Bad::Broken => "broken",
+        }
+    }
+}
+
+/// The numbers of one variant of one route while one model serves it.
+#[derive(Debug)]
+pub(crate) struct VariantStats {
+    window: Mutex<Window>,
+    totals: Arc<Totals>,
+}
+
+impl VariantStats {
+    pub(crate) fn new(totals: Arc<Totals>) -> VariantStats {
+        VariantStats { window: Mutex::default(), totals }
+    }
+
+    /// Counts an answered request. `randomised` says that the split chose by chance: only those are evidence.
+    pub(crate) fn answered(&self, now: Time, latency_us: u64, bad: Option<Bad>, randomised: bool) {
+        self.totals.answered(latency_us, bad);
+        if randomised {
+            self.window().answered(now, latency_us, bad.is_some());
+        }
+    }
+
+    /// Counts a request that no model was asked, because it was wrong.
+    pub(crate) fn refused(&self) {
+        self.totals.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Counts as bad a request that was counted as good when its head came, and then broke off.
+    pub(crate) fn broke(&self, now: Time, randomised: bool) {
+        self.totals.bad(Bad::Broken);
+        if randomised {
+            self.window().slot(now).bad += 1;
+        }
+    }
+
+    /// The evidence within the window.
+    pub(crate) fn counts(&self, now: Time) -> Counts {
+        self.window().counts(now)
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The last minute. Empty slots take no memory.
+#[derive(Default, Debug)]
+struct Window {
+    slots: VecDeque<Slot>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    index: u64,
+    requests: u64,
+    bad: u64,
+    latency: Histogram<u32>,
+}
+
+#[expect(clippy::expect_used, reason = "between 0 and 5 significant digits a histogram can always be made")]
+fn histogram() -> Histogram<u32> {
+    Histogram::new(LATENCY_DIGITS).expect("two significant digits")
+}
+
+impl Window {
+    /// The slot of this moment. A moment before the newest slot (threads race across its edge) counts into that one.
+    #[expect(clippy::expect_used, reason = "a slot has just been pushed if there was none")]
+    fn slot(&mut self, now: Time) -> &mut Slot {
+        let index = Slot::index_of(now);
+        self.forget_before(index);
+        if self.slots.back().is_none_or(|newest| newest.index < index) {
+            self.slots.push_back(Slot { index, requests: 0, bad: 0, latency: histogram() });
+        }
+        self.slots.back_mut().expect("a slot")
+    }
+
+    fn forget_before(&mut self, index: u64) {
+        while self.slots.front().is_some_and(|oldest| oldest.index + WINDOW_SLOTS <= index) {
+            self.slots.pop_front();
+        }
+    }
+
+    fn answered(&mut self, now: Time, latency_us: u64, bad: bool) {
+        let slot = self.slot(now);
+        slot.requests += 1;
+        slot.bad += u64::from(bad);
+        // It grows by itself, so there is nothing to fail.
+        let _ = slot.latency.record(latency_us.min(LATENCY_US_MAX));
+    }
+
+    fn counts(&mut self, now: Time) -> Counts {
+        self.forget_before(Slot::index_of(now));
+        let mut counts = Counts::default();
+        let mut latency = histogram();
+        for slot in &self.slots {
+            counts.requests += slot.requests;
+            counts.bad += slot.bad;
+            let _ = latency.add(&slot.latency);
+        }
+        // An answer may break off in a later slot than it began in.
+        counts.bad = counts.bad.min(counts.requests);
+        counts.p50_us = latency.value_at_quantile(0.5);
+        counts.p99_us = latency.value_at_quantile(0.99);
+        counts
+    }
+}
+
+impl Slot {
+    fn index_of(now: Time) -> u64 {
+        now.0 / (WINDOW_SLOT_MS * 1_000)
+    }
+}
+
+/// Counts since the start of the process. Only ever grow.
+#[derive(Default, Debug)]
+pub(crate) struct Totals {
+    requests: AtomicU64,
+    refused: AtomicU64,
+    bad: [AtomicU64; Bad::ALL.len()],
+    latency_us_sum: AtomicU64,
+    buckets: [AtomicU64; LATENCY_BUCKETS_US.len() + 1],
+}
+
+impl Totals {
+    fn answered(&self, latency_us: u64, bad: Option<Bad>) {
+        self.requests.fetch_add(1, Relaxed);
+        self.latency_us_sum.fetch_add(latency_us, Relaxed);
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| *bound < latency_us);
+        if let Some(bucket) = self.buckets.get(bucket) {
+            bucket.fetch_add(1, Relaxed);
+        }
+        if let Some(bad) = bad {
+            self.bad(bad);
+        }
+    }
+
+    fn bad(&self, bad: Bad) {
+        if let Some(count) = self.bad.get(bad as usize) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    pub(crate) fn read(&self, route: &RouteName, variant: Variant, model: &ModelId) -> VariantTotals {
+        let mut below = 0;
+        let cumulative = |bucket: &AtomicU64| {
+            below += bucket.load(Relaxed);
+            below
+        };
+        let latency_buckets: Vec<u64> = self.buckets.iter().map(cumulative).collect();
+        VariantTotals {
+            route: route.clone(),
+            variant,
+            model: model.clone(),
+            requests: self.requests.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            bad: Bad::ALL.into_iter().zip(self.bad.iter().map(|count| count.load(Relaxed))).collect(),
+            latency_us_sum: self.latency_us_sum.load(Relaxed),
+            latency_buckets,
+        }
+    }
+}
+
+/// What one model did for one variant of one route since the start of the process.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VariantTotals {
+    /// The route.
+    pub route: RouteName,
+    /// The variant.
+    pub variant: Variant,
+    /// The model.
+    pub model: ModelId,
+    /// Requests answered, for whatever reason they went here.
+    pub requests: u64,
+    /// Requests that did not reach it, because they were wrong: answered 4xx by the gateway itself. Not among `requests`.
+    pub refused: u64,
+    /// Of the requests those that were bad, by kind; every kind is listed.
+    pub bad: Vec<(Bad, u64)>,
+    /// The sum of all latencies, in microseconds.
+    pub latency_us_sum: u64,
+    /// Requests up to each bound of [`LATENCY_BUCKETS_US`], cumulative; the last entry is all of them.
+    pub latency_buckets: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND_US: u64 = 1_000_000;
+
+    fn at(second: u64) -> Time {
+        Time(second * SECOND_US)
+    }
+
+    fn stats() -> VariantStats {
+        VariantStats::new(Arc::default())
+    }
+
+    #[test]
+    fn the_window_forgets_after_a_minute_slot_by_slot() {
+        let stats = stats();
+        for second in 0..60 {
+            stats.answered(at(second), 100, (second < 10).then_some(Bad::Timeout), true);
+        }
+        let seen = |second| (stats.counts(at(second)).requests, stats.counts(at(second)).bad);
+        assert_eq!(seen(59), (60, 10));
+        assert_eq!(seen(60), (50, 0));
+        assert_eq!(seen(109), (10, 0));
+        assert_eq!(seen(110), (0, 0));
+        assert_eq!(stats.counts(at(1_000)), Counts::default());
+    }
+
+    #[test]
+    fn quantiles_are_within_two_digits_and_huge_latencies_do_no_harm() {
+        let stats = stats();
+        for ms in 1..=100 {
+            stats.answered(at(0), ms * 1_000, None, true);
+        }
+        let counts = stats.counts(at(0));
+        assert!((50_000..=51_000).contains(&counts.p50_us), "{counts:?}");
+        assert!((99_000..=100_000).contains(&counts.p99_us), "{counts:?}");
+        stats.answered(at(0), u64::MAX, None, true);
+        assert_eq!(stats.counts(at(0)).requests, 101);
+    }
+
+    #[test]
+    fn only_what_chance_decided_is_evidence_and_everything_is_in_the_totals() {
+        let totals = Arc::new(Totals::default());
+        let stats = VariantStats::new(Arc::clone(&totals));
+        stats.answered(at(0), 80, None, true);
+        stats.answered(at(0), 300, Some(Bad::Slow), false);
+        stats.answered(at(0), 20_000_000, None, true);
+        stats.broke(at(1), true);
+        stats.refused();
+        let counts = stats.counts(at(1));
+        assert_eq!((counts.requests, counts.bad), (2, 1));
+        let totals = totals.read(&RouteName::new("default").unwrap(), Variant::Canary, &ModelId::new("v2").unwrap());
+        assert_eq!((totals.requests, totals.refused, totals.latency_us_sum), (3, 1, 20_000_380));
+        let bad: Vec<u64> = totals.bad.iter().map(|(_, count)| *count).collect();
+        assert_eq!(bad, [0, 0, 0, 1, 1]);
+        assert_eq!(totals.latency_buckets, [1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3]);
+    }
+
+    #[test]
+    fn a_late_thread_counts_into_the_newest_slot() {
+        let stats = stats();
+        stats.answered(at(10), 1, None, true);
+        stats.answered(at(9), 1, None, true);
+        assert_eq!(stats.counts(at(69)).requests, 2);
+        assert_eq!(stats.counts(at(70)).requests, 0);
+    }
+
+    #[test]
+    fn a_full_window_stays_small() {
+        let stats = stats();
+        for second in 0..60 {
+            stats.answered(at(second), 1_000, None, true);
+        }
+        let window = stats.window();
+        let bytes: usize = window.slots.iter().map(|slot| slot.latency.distinct_values() * size_of::<u32>()).sum();
+        assert!(bytes < 32 * 1_024, "{bytes} bytes for a minute of latencies around a millisecond");
+    }
+}

@@ -1,0 +1,6 @@
+//! The gateway as a whole, without a front: requests in, answers out.
+
+mod onnx;
+mod rig;
+mod routing;
+mod upstream;

@@ -1,0 +1,217 @@
+//! Models in the process.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::Request;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use rten_onnx::onnx::{
+    DataType, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, TypeProtoTensor,
+    ValueInfoProto,
+};
+use serde_json::{Value, json};
+
+use super::rig::{Answer, ask, demo, digits, model, node, post, route_loaded, route_name, run, state, whole};
+use crate::gateway::{Gateway, Options};
+
+fn arg_max(row: &[Value]) -> u64 {
+    let mut best = (0, f64::MIN);
+    for (index, value) in row.iter().enumerate() {
+        let value = value.as_f64().unwrap();
+        if value > best.1 {
+            best = (index as u64, value);
+        }
+    }
+    best.0
+}
+
+#[test]
+fn the_demo_models_are_as_accurate_as_their_report_says() {
+    let report: Value = serde_json::from_str(&std::fs::read_to_string("models/report.json").unwrap()).unwrap();
+    let digits = digits();
+    assert_eq!(digits.len(), 400);
+    let gateway = demo();
+    for (version, id) in [(1, "digits-v1"), (2, "digits-v2"), (3, "digits-v3")] {
+        route_loaded(&gateway, &state(version, id, None));
+        let right = |(label, request): &&(u64, String)| {
+            let answer = ask(&gateway, post(request.clone())).json();
+            assert_eq!(answer["outputs"][0]["shape"], json!([1, 10]));
+            arg_max(answer["outputs"][0]["data"].as_array().unwrap()) == *label
+        };
+        let accuracy = digits.iter().filter(right).count() as f64 / digits.len() as f64;
+        assert_eq!(accuracy, report["held_out_accuracy"][id].as_f64().unwrap(), "{id}");
+    }
+}
+
+#[test]
+fn a_batch_is_answered_like_its_parts() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v2", None));
+    let requests: Vec<Value> = digits().iter().map(|(_, request)| serde_json::from_str(request).unwrap()).collect();
+    let rows: Vec<&Value> = requests.iter().map(|request| &request["inputs"][0]["data"]).collect();
+    let batch = json!({ "inputs": [{ "name": "pixels", "shape": [rows.len(), 64], "datatype": "UINT8", "data": rows }] });
+    let together = ask(&gateway, post(batch.to_string())).json();
+    assert_eq!(together["outputs"][0]["shape"], json!([400, 10]));
+    let together = together["outputs"][0]["data"].as_array().unwrap();
+    for (request, row) in requests.iter().zip(together.chunks(10)) {
+        let alone = ask(&gateway, post(request.to_string())).json();
+        assert_eq!(arg_max(alone["outputs"][0]["data"].as_array().unwrap()), arg_max(row));
+    }
+}
+
+#[test]
+fn an_answer_says_what_it_is_and_who_gave_it() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(7, "digits-v2", None));
+    let digest = run(gateway.digest(&model("digits-v2").id)).unwrap().short();
+    let answer = ask(&gateway, post(digits()[0].1.clone()));
+    let json = answer.json();
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"));
+    assert_eq!(json["model_name"], "digits-v2");
+    assert_eq!(json["model_version"], digest.as_str());
+    assert_eq!(json["id"], "digit-0");
+    assert_eq!(json["outputs"][0]["name"], "probabilities");
+    assert_eq!(json["outputs"][0]["datatype"], "FP32");
+    assert_eq!(answer.chosen(), ["stable", "digits-v2", "7", "node-a", "split"]);
+}
+
+#[test]
+fn a_request_that_does_not_fit_is_answered_400_in_both_forms() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v1", None));
+    let body = r#"{"inputs":[{"name":"pixels","shape":[1,63],"datatype":"FP32","data":[0]}]}"#;
+    let mut request = post(body);
+    request.headers_mut().insert("x-request-id", "mine-7".parse().unwrap());
+    let answer = ask(&gateway, request);
+    let message = "input pixels: shape [1, 63] has 63 in dimension 1, not 64; the model wants pixels FP32 [batch, 64]";
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json(), json!({ "error": message, "error_code": "invalid_request", "message": message, "request_id": "mine-7" }));
+    assert_eq!(answer.chosen(), ["stable", "digits-v1", "1", "node-a", "split"]);
+    let totals = gateway.totals();
+    assert_eq!((totals[0].requests, totals[0].refused), (0, 1), "no model was asked");
+}
+
+#[test]
+fn a_body_over_the_limit_is_answered_413_announced_or_not() {
+    let options = Options { body_bytes_max: 1_000, ..Options::default() };
+    let gateway = Gateway::with_options(node(), "models".into(), options);
+    route_loaded(&gateway, &state(1, "digits-v1", None));
+    let mut announced = post(vec![b' '; 1_001]);
+    announced.headers_mut().insert("content-length", "1001".parse().unwrap());
+    let parts = futures::stream::repeat(()).take(1_000_000);
+    let parts = parts.map(|()| Ok::<_, std::io::Error>(Frame::data(Bytes::from_static(&[b' '; 100]))));
+    let unannounced = Request::post("/predict").body(StreamBody::new(parts).boxed_unsync()).unwrap();
+    let unannounced = run(async { whole(gateway.predict(&route_name(), unannounced).await).await });
+    for answer in [ask(&gateway, announced), unannounced] {
+        assert_eq!((answer.status, answer.error_code().as_str()), (413, "body_too_large"));
+        assert_eq!(answer.message(), "the body is over 1000 bytes; send smaller batches");
+    }
+    let fits = digits()[0].1.clone();
+    assert_eq!(ask(&gateway, post(fits)).status, 200);
+}
+
+#[test]
+fn only_post_is_answered_by_a_model_in_the_process() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v1", None));
+    let get = Request::get("/predict").body(Full::new(Bytes::new())).unwrap();
+    let answer = ask(&gateway, get);
+    assert_eq!((answer.status, answer.header("allow"), answer.error_code().as_str()), (405, "POST", "method_not_allowed"));
+}
+
+/// Writes a model of one operator: `y = op(inputs)`.
+fn write_model(dir: &Path, id: &str, op: &str, inputs: &[(&str, DataType)], output: DataType) {
+    let info = |(name, datatype): (&str, DataType)| {
+        let dims = vec![Dimension { dim_value: None, dim_param: Some(format!("n_{name}")) }];
+        let tensor = TypeProtoTensor { elem_type: Some(datatype), shape: Some(TensorShapeProto { dim: dims }) };
+        let kind = TypeProto { tensor_type: Some(tensor), sequence: None };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(kind) }
+    };
+    let node = NodeProto {
+        op_type: Some(op.into()),
+        name: Some("the-op".into()),
+        input: inputs.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        output: vec!["y".into()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        node: vec![node],
+        input: inputs.iter().copied().map(info).collect(),
+        output: vec![info(("y", output))],
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto { domain: None, version: Some(13) };
+    let model = ModelProto { ir_version: Some(8), graph: Some(graph), opset_import: vec![opset], ..ModelProto::default() };
+    std::fs::write(dir.join(format!("{id}.onnx")), model.write_buf().unwrap()).unwrap();
+}
+
+fn one_input(datatype: &str, data: Value) -> String {
+    let length = data.as_array().unwrap().len();
+    json!({ "inputs": [{ "name": "x", "shape": [length], "datatype": datatype, "data": data }] }).to_string()
+}
+
+#[test]
+fn a_models_own_types_come_and_go_as_its_file_declares_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    for (version, (onnx_type, datatype, data)) in [
+        (DataType::INT64, "INT64", json!([-5, 7, 2147483647])),
+        (DataType::INT32, "INT32", json!([-5, 7])),
+        (DataType::INT8, "INT8", json!([-128, 127])),
+        (DataType::UINT8, "UINT8", json!([0, 255])),
+        (DataType::BOOL, "BOOL", json!([true, false])),
+        (DataType::FLOAT, "FP32", json!([0.5, -1.25])),
+        (DataType::DOUBLE, "FP64", json!([0.5, -1.25])),
+        (DataType::FLOAT16, "FP16", json!([0.5, -1.25])),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = datatype.to_lowercase();
+        write_model(dir.path(), &id, "Identity", &[("x", onnx_type)], onnx_type);
+        run(gateway.prepare(&model(&id))).unwrap();
+        route_loaded(&gateway, &state(version as u64, &id, None));
+        let output = ask(&gateway, post(one_input(datatype, data.clone()))).json()["outputs"][0].clone();
+        assert_eq!((&output["datatype"], &output["data"]), (&json!(datatype), &data));
+    }
+}
+
+#[test]
+fn a_model_of_a_type_that_is_not_computed_is_refused_when_it_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    write_model(dir.path(), "text", "Identity", &[("x", DataType::STRING)], DataType::STRING);
+    let refused = run(gateway.prepare(&model("text"))).unwrap_err();
+    assert!(refused.ends_with("text.onnx: its x is of type STRING, which is not computed here"), "{refused}");
+}
+
+#[test]
+fn a_model_that_fails_is_answered_500_with_its_name_and_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    write_model(dir.path(), "sum", "Add", &[("a", DataType::FLOAT), ("b", DataType::FLOAT)], DataType::FLOAT);
+    route_loaded(&gateway, &state(1, "sum", None));
+    let add = |b: Value| -> Answer {
+        let length = b.as_array().unwrap().len();
+        let a = json!({ "name": "a", "shape": [2], "datatype": "FP32", "data": [1, 2] });
+        let b = json!({ "name": "b", "shape": [length], "datatype": "FP32", "data": b });
+        ask(&gateway, post(json!({ "inputs": [b, a] }).to_string()))
+    };
+    assert_eq!(add(json!([10, 20])).json()["outputs"][0]["data"], json!([11.0, 22.0]));
+    let failed = add(json!([1, 2, 3]));
+    assert_eq!((failed.status, failed.error_code().as_str()), (500, "inference_failed"));
+    assert!(failed.message().starts_with("stable sum of route default: it failed: "), "{}", failed.message());
+    assert_eq!(failed.chosen(), ["stable", "sum", "1", "node-a", "split"]);
+    let stable = gateway.evidence()[0].stable;
+    assert_eq!((stable.requests, stable.bad), (2, 1));
+}
+
+#[test]
+fn an_empty_batch_harms_nobody() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v2", None));
+    let answer = ask(&gateway, post(r#"{"inputs":[{"name":"pixels","shape":[0,64],"datatype":"FP32","data":[]}]}"#));
+    assert_eq!((answer.status, &answer.json()["outputs"][0]["shape"]), (200, &json!([0, 10])));
+}
