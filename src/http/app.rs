@@ -13,6 +13,9 @@ use super::request_id::{self, REQUEST_ID_HEADER};
 use super::resources::{health, history, index, metrics, openapi, peers, rollouts, routing, transactions};
 use super::{Control, Counters, Refusal};
 
+/// What the caller of a request is told whose handler panicked.
+pub(super) const PANICKED: &str = "the request's handler failed; the node goes on. Its events have the details under this request_id";
+
 /// What every resource has at hand.
 #[derive(Clone)]
 pub struct State {
@@ -89,8 +92,7 @@ impl Middleware<State> for Answers {
             Err(_) => {
                 counters.panicked();
                 log::error!(event = "handler_panicked", request_id = id.as_str(), path = path.as_str(); "a handler panicked");
-                let sentence = "the request's handler failed; the node goes on. Its events have the details under this request_id";
-                Response::from(tide::Error::from(Refusal::new(500, "panicked", sentence)))
+                Response::from(tide::Error::from(Refusal::new(500, "panicked", PANICKED)))
             }
         };
         if let Some(error) = response.take_error() {

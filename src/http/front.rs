@@ -18,8 +18,7 @@ use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 
-use super::app::{State, app};
-use super::body::Fault;
+use super::app::{PANICKED, State, app};
 use super::bridge::through_tide;
 use super::connection::{connection, turn_away};
 use super::counters::Answered;
@@ -90,7 +89,7 @@ impl Front {
         let (by, answer) = match refusal {
             Some(refusal) => (Answered::Refused, Err(refusal)),
             None => match Target::of(request.uri().path()) {
-                Target::Predict(route) => (Answered::Predict, self.predict(route, request).await),
+                Target::Predict(route) => (Answered::Predict, self.predict(route, request, &id).await),
                 Target::NoRoute(refusal) => (Answered::Predict, Err(refusal)),
                 Target::Resource => (Answered::Resource, self.resource(request).await),
             },
@@ -108,25 +107,25 @@ impl Front {
         through_tide(&self.app, parts, body).await
     }
 
-    async fn predict(&self, route: RouteName, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
+    async fn predict(&self, route: RouteName, request: Request<Incoming>, id: &HeaderValue) -> Result<Response<Body>, Refusal> {
         if request.method() != Method::POST {
             let sentence = format!("{} does not take {}; use POST", request.uri().path(), request.method());
             let refusal = Refusal::new(405, "method_not_allowed", sentence);
-            let mut answer = error(&refusal, request.headers().get(REQUEST_ID_HEADER).unwrap_or(&HeaderValue::from_static("-")));
+            let mut answer = error(&refusal, id);
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
             return Ok(answer);
         }
         let (parts, incoming) = request.into_parts();
         let (body, fault) = Body::from_caller(incoming, self.limits.body_bytes_max).map_err(|e| e.refusal())?;
         let answer = AssertUnwindSafe(async { self.predict.predict(route, Request::from_parts(parts, body)).await }).catch_unwind().await;
-        if let Some(fault) = fault.as_ref().and_then(|fault: &Fault| fault.get()) {
+        if answer.is_err() {
+            self.counters.panicked();
+            log::error!(event = "handler_panicked", request_id:? = id; "the data plane panicked on a request");
+        }
+        if let Some(fault) = fault.as_ref().and_then(|fault| fault.get()) {
             return Err(fault.refusal());
         }
-        answer.map_err(|_| {
-            self.counters.panicked();
-            log::error!(event = "handler_panicked"; "the data plane panicked on a request");
-            Refusal::new(500, "panicked", "the request's handler failed; the node goes on. Its events have the details")
-        })
+        answer.map_err(|_| Refusal::new(500, "panicked", PANICKED))
     }
 
     /// Accepts connections from `listener` and serves them until `stop` resolves; then accepts none, lets the requests in flight

@@ -252,6 +252,7 @@ fn a_non_ascii_header_is_400_by_name_on_a_resource_and_passes_on_a_prediction() 
     assert_eq!(caller.ask(post("/predict", "X-Name: J\u{f6}rg\r\nContent-Length: 0", "")).body, "J\u{f6}rg");
     assert_eq!(caller.ask("GET /r\u{f6}uting HTTP/1.1\r\n\r\n").error(), (404, "not_found".into()));
     assert_eq!(caller.ask("BREW /routing HTTP/1.1\r\n\r\n").error(), (501, "unknown_method".into()));
+    assert_eq!(caller.ask("CONNECT node:80 HTTP/1.1\r\n\r\n").error(), (405, "method_not_allowed".into()));
     assert_eq!(caller.ask("OPTIONS * HTTP/1.1\r\n\r\n").error(), (400, "bad_path".into()));
 }
 
