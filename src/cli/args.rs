@@ -19,7 +19,7 @@ pub const LOAD_CONNECTIONS_MAX: usize = 1_024;
 /// Longest `--timeout`, in seconds.
 pub const TIMEOUT_S_MAX: f64 = 3_600.0;
 
-/// A peer-to-peer mesh that switches a fleet between a stable and a canary model by one atomic decision
+/// The whole command line.
 #[derive(Debug, StructOpt)]
 #[structopt(
     name = "canary-mesh",
@@ -75,7 +75,8 @@ impl FromStr for Format {
     }
 }
 
-/// The commands.
+/// A peer-to-peer mesh that switches a fleet between a stable and a canary model by one atomic decision
+// The commands. Their enum's first line is what the help begins with.
 #[derive(Debug, StructOpt)]
 pub enum Command {
     /// Runs a node

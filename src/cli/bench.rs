@@ -12,7 +12,7 @@ use crate::cli::args::BenchCommitArgs;
 use crate::cli::client::{CallError, Client, Mesh};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::latency::{Latencies, Quantiles};
-use crate::cli::output::{Console, Field, Tone, listed, milliseconds};
+use crate::cli::output::{Console, Field, Tone, counted, listed, milliseconds};
 use crate::cli::propose::with_canary;
 use crate::cli::{Exit, Failure, Surroundings, receipt};
 use crate::core::ids::{ModelId, NodeId};
@@ -226,7 +226,7 @@ fn node_report(client: &Client, before: Option<Syncs>, after: Option<Syncs>, ela
 
 fn print(report: &Report, console: &mut Console<'_>) {
     let Report { commits, failed, elapsed_s, commits_per_s, .. } = report;
-    console.line(&format!("{commits} commits in {elapsed_s:.2} s ({commits_per_s:.1} per second), {failed} failed"));
+    console.line(&format!("{} in {elapsed_s:.2} s ({commits_per_s:.1} per second), {failed} failed", counted(*commits, "commit")));
     if let Some(Quantiles { p50_ms, p99_ms, max_ms }) = report.latency {
         let [p50, p99, max] = [p50_ms, p99_ms, max_ms].map(milliseconds);
         console.line(&format!("commit: p50 {p50} ms, p99 {p99} ms, max {max} ms"));
@@ -303,7 +303,8 @@ mod tests {
         let advance = |share: f64| (json!("advance"), json!(share));
         assert_eq!(sent, [advance(1.0), advance(2.0), advance(2.0), advance(2.0), (json!("reduce"), json!(null))]);
         assert_eq!(b.sent_to("/transactions").len(), 2);
-        assert_eq!((shared.lock().unwrap().canary.clone(), shared.lock().unwrap().weight), (None, 0.0));
+        let story = shared.lock().unwrap();
+        assert_eq!((&story.canary, story.weight), (&None, 0.0));
     }
 
     #[test]
@@ -335,7 +336,7 @@ mod tests {
         let done = bench(&[&a, &b], "--count 1");
         assert_eq!(done.exit, Exit::Refused);
         assert!(done.err.contains("canary-mesh propose --route default --no-canary"), "{}", done.err);
-        assert!(done.out.contains("1 commits in"), "{}", done.out);
+        assert!(done.out.contains("1 commit in"), "{}", done.out);
     }
 
     #[test]

@@ -268,3 +268,95 @@ pub fn unreachable(failures: &[CallError]) -> Failure {
     );
     Failure::new(Exit::NoConnection, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use async_std::io::WriteExt;
+    use async_std::net::TcpListener;
+    use futures::{AsyncReadExt, StreamExt};
+
+    use super::*;
+    use crate::cli::testing::{Fake, Reply, answer, nobody, refusal};
+
+    fn client(address: &str) -> Client {
+        Client::new(Target { node: None, endpoint: address.parse().unwrap() }, Duration::from_secs(10))
+    }
+
+    /// A server that answers one request on each connection and then closes it without a word.
+    async fn closing() -> (String, Arc<AtomicUsize>, Arc<Mutex<usize>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (connections, closed) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(0)));
+        let (counted, marked) = (connections.clone(), closed.clone());
+        task::spawn(async move {
+            let mut incoming = listener.incoming();
+            while let Some(Ok(mut stream)) = incoming.next().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut request = [0; 4_096];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n7").await;
+                drop(stream);
+                *marked.lock().unwrap() += 1;
+            }
+        });
+        (address, connections, closed)
+    }
+
+    #[test]
+    fn a_kept_connection_is_used_again_and_a_dead_one_is_replaced() {
+        task::block_on(async {
+            let (address, connections, closed) = closing().await;
+            let mut client = client(&address);
+            for asked in 1..=3 {
+                assert_eq!(client.get::<u64>("/").await.unwrap(), 7);
+                while *closed.lock().unwrap() < asked {
+                    task::yield_now().await;
+                }
+            }
+            assert_eq!(connections.load(Ordering::Relaxed), 3);
+        });
+    }
+
+    #[test]
+    fn what_became_of_a_request_is_told_apart() {
+        task::block_on(async {
+            let none = client(&nobody()).get::<u64>("/").await.unwrap_err();
+            assert!(matches!(none, CallError::NoConnection { .. }), "{none}");
+            let broken = client(&Fake::start(|_, _, _| Reply::Break).address).get::<u64>("/").await.unwrap_err();
+            assert!(matches!(broken, CallError::Lost { .. }), "{broken}");
+            let silent = Fake::start(|_, _, _| Reply::Hang);
+            let mut asking = client(&silent.address);
+            asking.timeout = Duration::from_millis(100);
+            let silent = asking.get::<u64>("/").await.unwrap_err();
+            assert!(
+                matches!(silent, CallError::TimedOut { .. }) && silent.to_string().ends_with("has not answered within 100ms"),
+                "{silent}"
+            );
+            let strange = client(&Fake::start(|_, _, _| answer(200, &"seven")).address).get::<u64>("/").await.unwrap_err();
+            assert!(matches!(strange, CallError::Strange { .. }), "{strange}");
+            let refused =
+                client(&Fake::start(|_, _, _| refusal(503, "not_ready", "catching up")).address).get::<u64>("/").await.unwrap_err();
+            assert!(matches!(refused, CallError::Refused { status: StatusCode::SERVICE_UNAVAILABLE, .. }), "{refused}");
+            assert_eq!(refused.to_string(), "catching up");
+        });
+    }
+
+    #[test]
+    fn an_answer_that_came_too_late_is_not_taken_for_the_next_one() {
+        task::block_on(async {
+            let calls = AtomicUsize::new(0);
+            let node = Fake::start(move |_, _, _| match calls.fetch_add(1, Ordering::Relaxed) {
+                0 => Reply::Hang,
+                call => answer(200, &call),
+            });
+            let mut asking = client(&node.address);
+            asking.timeout = Duration::from_millis(100);
+            assert!(matches!(asking.get::<usize>("/").await, Err(CallError::TimedOut { .. })));
+            asking.timeout = Duration::from_secs(10);
+            assert_eq!(asking.get::<usize>("/").await.unwrap(), 1);
+        });
+    }
+}

@@ -15,3 +15,19 @@ pub fn run(shell: Shell, console: &mut Console<'_>) -> Result<Exit, Failure> {
     console.write(|out| out.write_all(&script));
     Ok(Exit::Ok)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::ran;
+
+    #[test]
+    fn every_shell_has_a_script_that_knows_the_commands() {
+        for shell in Shell::variants() {
+            let script = ran(&format!("canary-mesh completions {}", shell.to_lowercase()));
+            assert_eq!(script.exit, Exit::Ok);
+            assert!(script.out.contains("propose") && script.out.contains("idempotency-key"), "{shell}");
+        }
+        assert_eq!(ran("canary-mesh completions csh").exit, Exit::Usage);
+    }
+}

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::cli::args::LoadArgs;
 use crate::cli::client::{Client, Mesh, unreachable};
 use crate::cli::interrupt::Interrupt;
-use crate::cli::output::{Console, Field, Tone, milliseconds};
+use crate::cli::output::{Console, Field, Tone, counted, milliseconds};
 use crate::cli::{Exit, Failure, Surroundings};
 use requests::Requests;
 use tally::{Report, Tally};
@@ -30,6 +30,8 @@ struct Job {
     nodes: u64,
     began: Instant,
     progress: ProgressBar,
+    /// Requests without a proper answer so far, for the progress bar.
+    failed: AtomicU64,
     interrupt: Interrupt,
 }
 
@@ -55,6 +57,7 @@ pub async fn run(args: &LoadArgs, mesh: Mesh, around: &Surroundings, console: &m
         nodes: lanes.iter().map(|lane| lane.node + 1).max().unwrap_or(1),
         began: Instant::now(),
         progress: progress(count, around),
+        failed: AtomicU64::new(0),
         interrupt: Interrupt::listen(around),
     });
     let tallies = join_all(lanes.into_iter().map(|lane| task::spawn(drive(lane, job.clone())))).await;
@@ -96,6 +99,10 @@ async fn drive(mut lane: Lane, job: Arc<Job>) -> Tally {
         let sent = if late { due } else { Instant::now() };
         let request = job.requests.turn(turn);
         let answer = lane.client.send(Method::POST, &job.path, request.body.clone()).await;
+        if !answer.as_ref().is_ok_and(|answer| answer.status.is_success()) {
+            let failed = job.failed.fetch_add(1, Ordering::Relaxed) + 1;
+            job.progress.set_message(format!("({failed} failed)"));
+        }
         tally.count(request, &lane.client.target, answer, sent.elapsed());
         job.progress.inc(1);
     }
@@ -105,7 +112,7 @@ async fn drive(mut lane: Lane, job: Arc<Job>) -> Tally {
 fn progress(count: u64, around: &Surroundings) -> ProgressBar {
     let target = if around.stderr_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(count), target);
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} requests, {per_sec}, {eta} left {msg}");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} requests, {eta} left {msg}");
     if let Ok(style) = style {
         bar.set_style(style);
     }
@@ -138,7 +145,7 @@ fn print(report: &Report, console: &mut Console<'_>) {
         console.line(&format!("reasons: {}", counts(&report.reasons)));
     }
     let Report { requests, failed, elapsed_s, rate_per_s, .. } = report;
-    let total = format!("{requests} requests in {elapsed_s:.2} s ({rate_per_s:.1} per second), {failed} failed");
+    let total = format!("{} in {elapsed_s:.2} s ({rate_per_s:.1} per second), {failed} failed", counted(*requests, "request"));
     let tone = if *failed > 0 { Tone::Bad } else { Tone::Good };
     console.line(&console.toned(tone, total));
     for failure in &report.failures {

@@ -172,3 +172,34 @@ pub fn run(argv: impl IntoIterator<Item = OsString>, around: &Surroundings, out:
     });
     console.finish(exit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::testing::ran;
+
+    #[test]
+    fn help_and_version_are_data_and_a_wrong_word_is_talk() {
+        let help = ran("canary-mesh propose --help");
+        assert_eq!((help.exit, help.err.as_str()), (Exit::Ok, ""));
+        assert!(help.out.starts_with("canary-mesh-propose") && help.out.contains("--weight"), "{}", help.out);
+        assert_eq!(ran("canary-mesh --version").exit, Exit::Ok);
+        for line in [
+            "canary-mesh",
+            "canary-mesh frobnicate",
+            "canary-mesh status --nope",
+            "canary-mesh tx show 7",
+            "canary-mesh --timeout 0 status",
+        ] {
+            let wrong = ran(line);
+            assert_eq!((wrong.exit, wrong.out.as_str()), (Exit::Usage, ""), "{line}");
+            assert!(!wrong.err.is_empty(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_exit_has_its_code() {
+        let exits = [Exit::Ok, Exit::Refused, Exit::Usage, Exit::NoConnection, Exit::Unknown, Exit::Unhealthy];
+        assert_eq!(exits.map(Exit::code), [0, 1, 2, 3, 4, 5]);
+    }
+}

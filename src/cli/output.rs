@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use serde::Serialize;
 
 use crate::cli::Exit;
@@ -126,10 +126,8 @@ impl<'a> Console<'a> {
     /// Columns under their names.
     pub fn table(&mut self, header: &[&str], rows: impl IntoIterator<Item = Vec<Field>>) {
         let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        if !self.terminal {
-            table.force_no_tty();
-        }
+        // Nothing is wrapped to the terminal's width: a row is a line, there and in a pipe.
+        table.load_style(presets::NOTHING).force_no_tty();
         let colour = self.colour;
         if colour {
             table.enforce_styling();
@@ -187,7 +185,7 @@ impl<'a> Console<'a> {
 }
 
 /// `1 vote`, `2 votes`.
-pub fn counted(count: usize, thing: &str) -> String {
+pub fn counted(count: u64, thing: &str) -> String {
     format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 

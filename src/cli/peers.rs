@@ -35,7 +35,7 @@ pub fn check(file: &Path, id: Option<&NodeId>, console: &mut Console<'_>) -> Res
     };
     console.data(&summary, |console| {
         let Summary { mesh, peers, routes, partitions, .. } = &summary;
-        let nodes = format!("{} ({})", counted(peers.len(), "node"), listed(peers));
+        let nodes = format!("{} ({})", counted(peers.len() as u64, "node"), listed(peers));
         let routes = if routes.is_empty() { "no genesis".to_owned() } else { listed(routes) };
         let groups: Vec<String> = partitions.iter().map(|group| format!("[{}]", listed(group))).collect();
         let cut = if groups.is_empty() { "no links cut".to_owned() } else { format!("links cut between {}", groups.join(" and ")) };
@@ -70,7 +70,9 @@ mod tests {
 
     #[test]
     fn a_bad_file_and_a_missing_id_are_named() {
-        for (text, words, said) in [(GOOD, "--id node-z", "there is no peer node-z"), ("{\"mesh\": 1}", "", "mesh"), ("", "", "EOF")] {
+        for (text, words, said) in
+            [(GOOD, "--id node-z", "there is no peer node-z"), ("{\"mesh\": 1}", "", "line 1 column 10"), ("", "", "EOF")]
+        {
             let checked = check(text, words);
             assert_eq!((checked.exit, checked.out.as_str()), (Exit::Refused, ""));
             assert!(checked.err.contains(said) && checked.err.matches("/tmp").count() <= 1, "{}", checked.err);

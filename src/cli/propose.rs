@@ -176,7 +176,7 @@ mod tests {
     fn a_broken_connection_a_hang_and_an_inner_error_after_sending_are_unknown_and_nobody_else_is_asked() {
         for reply in [|| Reply::Break, || Reply::Hang, || refusal(500, "internal", "a handler failed")] {
             let (node, other) = (posts(reply), story("node-b").start());
-            let unknown = propose(&node, &format!("--endpoint {} --timeout 300ms --weight 1", other.address));
+            let unknown = propose(&node, &format!("--endpoint {} --timeout 2s --weight 1", other.address));
             assert_eq!(unknown.exit, Exit::Unknown, "{unknown:?}");
             let key = node.sent_to("/transactions")[0]["idempotency_key"].as_str().unwrap().to_owned();
             assert!(key.starts_with("cli-") && unknown.err.contains(&key), "{}", unknown.err);
@@ -188,7 +188,7 @@ mod tests {
     fn a_node_that_takes_no_connection_or_hangs_before_anything_is_sent_is_passed_over() {
         for first in [nobody(), Fake::start(|_, _, _| Reply::Hang).address] {
             let second = story("node-b").start();
-            let done = ran(&format!("canary-mesh propose --timeout 500ms --endpoint {first} --endpoint {} --weight 1", second.address));
+            let done = ran(&format!("canary-mesh propose --timeout 2s --endpoint {first} --endpoint {} --weight 1", second.address));
             assert_eq!(done.exit, Exit::Ok, "{done:?}");
             assert_eq!(second.sent_to("/transactions").len(), 1);
         }

@@ -206,7 +206,7 @@ fn camps(hashes: &BTreeMap<NodeId, StateHash>) -> Vec<(StateHash, Vec<&NodeId>)>
 /// The sentence under the table.
 fn summary(nodes: &[NodeReport], (slot, hashes): &(Slot, BTreeMap<NodeId, StateHash>), problems: &[String]) -> String {
     if !problems.is_empty() {
-        return counted(problems.len(), "problem");
+        return counted(problems.len() as u64, "problem");
     }
     let Some(first) = voices(nodes).next() else { return "no node was asked".into() };
     let count = voices(nodes).count();
