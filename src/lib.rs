@@ -3,7 +3,9 @@
 pub mod api;
 pub mod cli;
 pub mod core;
+pub mod gateway;
 pub mod http;
 pub mod mesh;
+pub mod node;
 pub mod peers;
 pub mod wal;

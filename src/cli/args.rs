@@ -11,6 +11,7 @@ use crate::api::PercentBp;
 use crate::cli::endpoint::Endpoint;
 use crate::core::ids::{ModelId, NodeId, RouteName, Slot, TxId};
 use crate::core::state::{IDEMPOTENCY_KEY_BYTES_MAX, Kind};
+use crate::node::Fault;
 
 /// Largest rate that `load` takes, in requests per second.
 pub const LOAD_RATE_PER_S_MAX: f64 = 1_000_000.0;
@@ -124,7 +125,7 @@ pub struct ServeArgs {
     pub logs: PathBuf,
     /// For drills only: the point at which this process kills itself
     #[structopt(long, value_name = "point")]
-    pub fault: Option<String>,
+    pub fault: Option<Fault>,
     /// How much to say about what happens
     #[structopt(long, value_name = "level", default_value = "info", possible_values = &["error", "warn", "info", "debug", "trace"])]
     pub log_level: log::LevelFilter,
@@ -352,7 +353,8 @@ mod tests {
 
     #[test]
     fn serve_reads_its_places_and_has_defaults() {
-        let Command::Serve(args) = parsed("canary-mesh serve --id node-a --logs /l --fault f --log-level debug").command else {
+        let Command::Serve(args) = parsed("canary-mesh serve --id node-a --logs /l --fault kill-before-vote --log-level debug").command
+        else {
             panic!("not serve");
         };
         let expected = ServeArgs {
@@ -360,7 +362,7 @@ mod tests {
             peers: "peers.json".into(),
             models: "models".into(),
             logs: "/l".into(),
-            fault: Some("f".into()),
+            fault: Some(Fault::BeforeVote),
             log_level: log::LevelFilter::Debug,
         };
         assert_eq!(args, expected);

@@ -1,9 +1,15 @@
 //! `serve`: runs a node until it is told to stop.
 
+use async_std::task;
+
 use crate::cli::args::ServeArgs;
 use crate::cli::{Exit, Failure};
+use crate::node::{self, ServeOptions};
 
-/// Runs the node. THE NODE IS WIRED HERE: `crate::node::serve(args)` takes the place of the refusal below.
+/// Runs the node.
 pub fn serve(args: ServeArgs) -> Result<Exit, Failure> {
-    Err(Failure::refused(format!("this build has no node to run as {}", args.id)))
+    let ServeArgs { id, peers, models, logs, fault, log_level } = args;
+    let options = ServeOptions { id, peers, models, logs, fault, level: log_level };
+    task::block_on(node::serve(options)).map_err(|error| Failure::refused(error.to_string()))?;
+    Ok(Exit::Ok)
 }

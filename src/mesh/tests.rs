@@ -252,7 +252,7 @@ fn messages() -> Vec<Message> {
     let commit = Value::Commit(Commit { tx: routes.clone(), state_hash: hash, votes: votes.clone(), excused: vec![id("c")], at: 1 });
     let causes = [
         AbortCause::Vetoed(vec![id("c")]),
-        AbortCause::NoVote(vec![]),
+        AbortCause::NoVote(BTreeMap::new()),
         AbortCause::Busy(routes.txid.clone()),
         AbortCause::NoMajority(vec![id("a")]),
         AbortCause::Preempted(None),

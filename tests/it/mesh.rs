@@ -1,0 +1,276 @@
+//! A mesh of real processes on ephemeral ports of the loopback, in a directory of its own that goes with it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// How long anything may take before a test gives up. Generous: no test depends on being fast.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_canary-mesh");
+pub const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models");
+
+pub struct Mesh {
+    pub dir: TempDir,
+    pub nodes: Vec<Node>,
+    peers: Value,
+}
+
+pub struct Node {
+    pub id: String,
+    pub control: u16,
+    pub data: u16,
+    pub models: PathBuf,
+    process: Option<Child>,
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let line = self.head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")))?;
+        line.split_once(':').map(|(_, value)| value.trim())
+    }
+}
+
+/// Ports that are free now; the listeners are held together so that they differ.
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Mesh {
+    /// A mesh that is not started yet, with a heartbeat of 200 ms and votes within 1 s.
+    pub fn new(ids: &[&str]) -> Mesh {
+        let dir = TempDir::new().unwrap();
+        let ports = free_ports(ids.len() * 2);
+        let node = |(id, ports): (&&str, &[u16])| Node {
+            id: (*id).to_owned(),
+            control: ports[0],
+            data: ports[1],
+            models: PathBuf::from(MODELS),
+            process: None,
+        };
+        let nodes: Vec<_> = ids.iter().zip(ports.chunks(2)).map(node).collect();
+        let peer = |node: &Node| json!({"id": node.id, "control": format!("127.0.0.1:{}", node.control), "data": format!("127.0.0.1:{}", node.data)});
+        let peers = json!({
+            "mesh": "test",
+            "timing": {"heartbeat_ms": 200, "prepare_timeout_ms": 1000, "lease_ms": 600},
+            "advance_votes": "all",
+            "genesis": {"default": {"stable_model_id": "digits-v1"}},
+            "peers": nodes.iter().map(peer).collect::<Vec<_>>(),
+        });
+        let mesh = Mesh { dir, nodes, peers };
+        mesh.write_peers(&mesh.peers);
+        mesh
+    }
+
+    /// Three nodes, ready.
+    pub fn started() -> Mesh {
+        let mut mesh = Mesh::new(&["node-a", "node-b", "node-c"]);
+        for at in 0..mesh.nodes.len() {
+            mesh.start(at, &[]);
+        }
+        mesh.wait_ready();
+        mesh
+    }
+
+    pub fn peers_file(&self) -> PathBuf {
+        self.dir.path().join("peers.json")
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    pub fn log_of(&self, at: usize) -> PathBuf {
+        self.logs().join(format!("{}.log", self.nodes[at].id))
+    }
+
+    /// A whole file at once, as an editor that renames does it.
+    pub fn write_peers(&self, peers: &Value) {
+        let beside = self.dir.path().join("peers.json.new");
+        fs::write(&beside, serde_json::to_string_pretty(peers).unwrap()).unwrap();
+        fs::rename(beside, self.peers_file()).unwrap();
+    }
+
+    pub fn cut(&self, groups: &[&[&str]]) {
+        let mut peers = self.peers.clone();
+        peers["partitions"] = json!(groups);
+        self.write_peers(&peers);
+    }
+
+    pub fn heal(&self) {
+        self.write_peers(&self.peers);
+    }
+
+    pub fn command(&self, at: usize, flags: &[&str]) -> Command {
+        let node = &self.nodes[at];
+        let mut command = Command::new(BINARY);
+        command.args(["serve", "--id", &node.id, "--peers"]).arg(self.peers_file());
+        command.arg("--models").arg(&node.models).arg("--logs").arg(self.logs()).args(flags);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    pub fn start(&mut self, at: usize, flags: &[&str]) {
+        let child = self.command(at, flags).spawn().unwrap();
+        self.nodes[at].process = Some(child);
+    }
+
+    /// Runs a node that is expected to refuse to start; its exit code and what it says.
+    pub fn refused_start(&self, at: usize) -> (i32, String) {
+        let output = self.command(at, &[]).output().unwrap();
+        (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
+    }
+
+    pub fn kill(&mut self, at: usize) {
+        if let Some(mut child) = self.nodes[at].process.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub fn signal(&self, at: usize, signal: rustix::process::Signal) {
+        let child = self.nodes[at].process.as_ref().unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+    }
+
+    /// Waits for a process to end by itself.
+    pub fn ended(&mut self, at: usize) -> ExitStatus {
+        let mut child = self.nodes[at].process.take().unwrap();
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "{} did not end", self.nodes[at].id);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub fn get(&self, at: usize, path: &str) -> Option<Answer> {
+        request(self.nodes[at].data, "GET", path, &[], b"")
+    }
+
+    pub fn post(&self, at: usize, path: &str, body: &Value) -> Option<Answer> {
+        request(self.nodes[at].data, "POST", path, &[], body.to_string().as_bytes())
+    }
+
+    pub fn json(&self, at: usize, path: &str) -> Value {
+        self.get(at, path).unwrap_or_else(|| panic!("{} does not answer", self.nodes[at].id)).json()
+    }
+
+    pub fn wait_ready(&self) {
+        for at in 0..self.nodes.len() {
+            self.wait_node_ready(at);
+        }
+    }
+
+    pub fn wait_node_ready(&self, at: usize) {
+        let id = &self.nodes[at].id;
+        wait_for(&format!("{id} ready"), || self.get(at, "/readyz").is_some_and(|answer| answer.status == 200));
+    }
+
+    pub fn advance(&self, at: usize, canary: &str, percent: f64) -> Option<Answer> {
+        let weights = json!({"stable": 100.0 - percent, "canary": percent});
+        let changes = json!({"default": {"canary_model_id": canary, "weights": weights}});
+        self.post(at, "/transactions", &json!({"kind": "advance", "changes": changes}))
+    }
+
+    pub fn wait_agreement(&self) {
+        wait_for("all nodes at one slot, version and hash", || {
+            let heads = (0..self.nodes.len()).map(|at| self.get(at, "/routing").map(|answer| answer.json()));
+            let heads: Option<Vec<_>> = heads.collect();
+            let Some(heads) = heads else { return false };
+            let same: BTreeSet<_> = heads.iter().map(|r| format!("{} {} {}", r["slot"], r["version"], r["state_hash"])).collect();
+            same.len() == 1 && heads.iter().all(|routing| routing["open"].is_null())
+        });
+    }
+
+    pub fn history(&self, at: usize) -> Vec<Value> {
+        let mut from = 0;
+        let mut all = Vec::new();
+        loop {
+            let page = self.json(at, &format!("/history?from={from}&limit=1000"));
+            let page = page["decisions"].as_array().unwrap().clone();
+            let Some(last) = page.last() else { return all };
+            from = last["slot"].as_u64().unwrap() + 1;
+            all.extend(page);
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        for at in 0..self.nodes.len() {
+            if std::thread::panicking()
+                && let Ok(events) = fs::read_to_string(self.logs().join(format!("{}.events.ndjson", self.nodes[at].id)))
+            {
+                let lines: Vec<_> = events.lines().rev().take(30).collect();
+                eprintln!("--- last events of {}", self.nodes[at].id);
+                lines.iter().rev().for_each(|line| eprintln!("{line}"));
+            }
+            self.kill(at);
+        }
+    }
+}
+
+/// One request on a connection of its own; `None` where no whole answer came.
+pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
+    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
+    for (name, value) in headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    head += "\r\n";
+    raw(port, &[head.as_bytes(), body].concat())
+}
+
+/// These bytes on a connection of their own, and the one answer to them.
+pub fn raw(port: u16, bytes: &[u8]) -> Option<Answer> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    // The node may answer and close before it has read everything.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let head = String::from_utf8(answer[..end].to_vec()).ok()?;
+    let status = head.split_whitespace().nth(1)?.parse().ok()?;
+    let body = answer[end + 4..].to_vec();
+    let whole = Answer { status, head, body };
+    match whole.header("content-length") {
+        Some(length) if length.parse() != Ok(whole.body.len()) => None,
+        _ => Some(whole),
+    }
+}
+
+pub fn requests() -> Vec<Value> {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/models/requests.ndjson")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
