@@ -19,10 +19,10 @@ fn request(parts: Parts, body: Bytes) -> Result<tide::http::Request, Refusal> {
         parts.method.as_str().parse().map_err(|_| {
             Refusal::new(501, "unknown_method", format!("{} is not a method this server knows; use GET or POST", parts.method))
         })?;
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     // tide wants an absolute URL; only its path and query are looked at.
     let url = Url::parse(&format!("http://node{path}")).ok().filter(|_| path.starts_with('/'));
-    let url = url.ok_or_else(|| Refusal::new(400, "bad_path", format!("{path:?} is not a path; begin it with /")))?;
+    let url = url.ok_or_else(|| Refusal::new(400, "bad_path", format!("{} is not a path; begin it with /", parts.uri)))?;
     let mut request = tide::http::Request::new(method, url);
     for (name, value) in &parts.headers {
         let value = value.to_str().map_err(|_| {

@@ -33,8 +33,9 @@ enum Chunked {
     SizeLine(u64),
     /// In a chunk and the line end behind it.
     Data(u64),
-    /// In a line behind the last chunk, of which this many bytes came.
-    Trailer(usize),
+    /// In a line behind the last chunk: whether it is empty so far, and whether its last byte was a carriage return. As in hyper, a
+    /// line feed alone does not end it.
+    Trailer { empty: bool, cr: bool },
 }
 
 /// What may be done with the bytes at hand.
@@ -183,10 +184,10 @@ impl Chunked {
                 },
                 Chunked::SizeLine(size) if byte == b'\n' => *self = Chunked::behind_size(*size),
                 Chunked::SizeLine(_) => {}
-                Chunked::Trailer(0) if byte == b'\n' => return (passed + 1, true),
-                Chunked::Trailer(length) if byte == b'\n' => *length = 0,
-                Chunked::Trailer(0) if byte == b'\r' => {}
-                Chunked::Trailer(length) => *length += 1,
+                Chunked::Trailer { empty: true, cr: true } if byte == b'\n' => return (passed + 1, true),
+                Chunked::Trailer { empty, cr } if *cr && byte == b'\n' => (*empty, *cr) = (true, false),
+                Chunked::Trailer { cr, .. } if byte == b'\r' => *cr = true,
+                Chunked::Trailer { empty, cr } => (*empty, *cr) = (false, false),
             }
             passed += 1;
         }
@@ -195,7 +196,7 @@ impl Chunked {
 
     fn behind_size(size: u64) -> Chunked {
         const LINE_END_BYTES: u64 = 2;
-        if size == 0 { Chunked::Trailer(0) } else { Chunked::Data(size.saturating_add(LINE_END_BYTES)) }
+        if size == 0 { Chunked::Trailer { empty: true, cr: false } } else { Chunked::Data(size.saturating_add(LINE_END_BYTES)) }
     }
 }
 
@@ -264,12 +265,14 @@ mod tests {
 
     #[test]
     fn requests_are_told_apart_however_the_bytes_are_cut() {
-        let parts: [(Part, &str); 9] = [
+        let parts: [(Part, &str); 11] = [
             (Part::Head, "\r\nPOST /a HTTP/1.1\r\nContent-Length: 30\r\n\r\n"),
             (Part::Body, "GET /x HTTP/1.1\r\nX: y\r\n\r\n01234"),
             (Part::Head, "GET /b HTTP/1.1\r\nHost: h\r\n\r\n"),
             (Part::Head, "POST /c HTTP/1.1\r\ntransfer-encoding:chunked\r\n\r\n"),
             (Part::Body, "1a;x=\"y\"\r\nGET / HTTP/1.1\r\nA: b\r\n\r\n..\r\n2 \r\n\r\n\r\n0\r\nTrailer: t\r\n\r\n"),
+            (Part::Head, "POST /d HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"),
+            (Part::Body, "1\r\nx\r\n0\r\n\nA: b\r\n\nC: d\r\n\r\n"),
             (Part::Head, "GET /d HTTP/1.0\n\n"),
             (Part::Head, "POST /e HTTP/1.1\r\nCONTENT-LENGTH:  0 \r\n\r\n"),
             (Part::Head, "POST /f HTTP/1.1\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\n"),

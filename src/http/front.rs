@@ -22,6 +22,7 @@ use super::app::{PANICKED, State, app};
 use super::bridge::through_tide;
 use super::connection::{connection, turn_away};
 use super::counters::Answered;
+use super::limits::connections_possible;
 use super::request_id::{self, REQUEST_ID_HEADER};
 use super::socket::Socket;
 use super::{ACCEPT_PAUSE_MS_MAX, ACCEPT_PAUSE_MS_MIN, Body, Control, Counters, Limits, Predict, Refusal, TURNED_AWAY_MAX};
@@ -137,6 +138,7 @@ impl Front {
         let mut turned_away = FuturesUnordered::new();
         let mut pause = Pause::default();
         let mut stop = pin!(stop.fuse());
+        let connections_max = self.connections_max();
         loop {
             let accept = async {
                 if let Some(until) = pause.until {
@@ -153,12 +155,12 @@ impl Front {
             match accepted {
                 Ok((stream, _)) => {
                     pause = Pause::default();
-                    if connections.len() < self.limits.connections_max {
+                    if connections.len() < connections_max {
                         connections.push(self.spawn(stream, stopped.clone()));
                     } else {
                         self.counters.turned_away();
                         if turned_away.len() < TURNED_AWAY_MAX {
-                            turned_away.push(self.spawn_turned_away(stream));
+                            turned_away.push(self.spawn_turned_away(stream, connections_max));
                         }
                     }
                 }
@@ -186,8 +188,20 @@ impl Front {
         })
     }
 
-    fn spawn_turned_away(self: &Arc<Self>, stream: TcpStream) -> JoinHandle<()> {
-        let sentence = format!("this node serves {} connections, its limit; try another node, or again later", self.limits.connections_max);
+    /// The limit of connections, or what the process can hold of them.
+    fn connections_max(&self) -> usize {
+        let (wanted, possible) = (self.limits.connections_max, connections_possible());
+        if possible < wanted {
+            log::warn!(
+                event = "connections_limited", connections_max = possible;
+                "{possible} connections at once instead of {wanted}: the process may not open more files; raise ulimit -n"
+            );
+        }
+        wanted.min(possible)
+    }
+
+    fn spawn_turned_away(self: &Arc<Self>, stream: TcpStream, connections_max: usize) -> JoinHandle<()> {
+        let sentence = format!("this node serves {connections_max} connections, its limit; try another node, or again later");
         spawn_caught(turn_away(self.clone(), Socket::new(stream), Refusal::new(503, "too_many_connections", sentence)))
     }
 }

@@ -19,7 +19,10 @@ pub const IDLE_MS_MAX: u64 = 75_000;
 /// How long a connection that is closed on unread input goes on reading, in milliseconds, so that its caller sees the answer.
 pub const LINGER_MS_MAX: u64 = 2_000;
 /// Connections at once. One more is answered 503 and closed: its caller can go elsewhere at once instead of waiting unheard.
+/// Fewer if the process may not open enough files for so many (`ulimit -n`): the log and the mesh need theirs.
 pub const CONNECTIONS_MAX: usize = 4_096;
+/// Open files that are left to everything but requests.
+const OTHER_FILES: usize = 128;
 /// Connections at once that are being told 503. Beyond them a connection is closed without a word.
 pub const TURNED_AWAY_MAX: usize = 64;
 /// How long a stopping front waits for the requests in flight, in milliseconds.
@@ -71,5 +74,33 @@ impl Default for Limits {
             connections_max: CONNECTIONS_MAX,
             drain_ms_max: DRAIN_MS_MAX,
         }
+    }
+}
+
+/// Connections that the process can hold, each with one to a model server behind it. Unlimited where that cannot be found out.
+pub(super) fn connections_possible() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    open_files(&limits).map_or(usize::MAX, |files| (files.saturating_sub(OTHER_FILES) / 2).max(1))
+}
+
+/// The soft limit of open files, from the text of `/proc/self/limits`.
+fn open_files(limits: &str) -> Option<usize> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_open_files_is_read() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units\n\
+                    Max processes             63432                63432                processes\n\
+                    Max open files            1024                 524288               files\n";
+        assert_eq!(open_files(text), Some(1_024));
+        assert_eq!(open_files("Max open files unlimited unlimited files"), None);
+        assert_eq!(open_files(""), None);
+        assert!(connections_possible() >= 1);
     }
 }

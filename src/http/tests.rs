@@ -252,8 +252,9 @@ fn a_non_ascii_header_is_400_by_name_on_a_resource_and_passes_on_a_prediction() 
     assert_eq!(caller.ask(post("/predict", "X-Name: J\u{f6}rg\r\nContent-Length: 0", "")).body, "J\u{f6}rg");
     assert_eq!(caller.ask("GET /r\u{f6}uting HTTP/1.1\r\n\r\n").error(), (404, "not_found".into()));
     assert_eq!(caller.ask("BREW /routing HTTP/1.1\r\n\r\n").error(), (501, "unknown_method".into()));
-    assert_eq!(caller.ask("CONNECT node:80 HTTP/1.1\r\n\r\n").error(), (405, "method_not_allowed".into()));
-    assert_eq!(caller.ask("OPTIONS * HTTP/1.1\r\n\r\n").error(), (400, "bad_path".into()));
+    for line in ["OPTIONS *", "CONNECT node:80", "GET routing"] {
+        assert_eq!(caller.ask(format!("{line} HTTP/1.1\r\n\r\n")).error(), (400, "bad_path".into()), "{line}");
+    }
 }
 
 #[test]
@@ -355,7 +356,7 @@ fn an_idle_connection_is_closed_without_a_word_but_never_while_it_is_being_answe
             Response::new(Body::from("late"))
         }
     });
-    let served = serve(Limits { idle_ms_max: 50, ..Limits::default() }, plane);
+    let served = serve(Limits { idle_ms_max: 1_000, ..Limits::default() }, plane);
     assert_eq!(served.connect().rest(), "", "no request at all");
     let mut waiting = served.connect();
     waiting.send(post("/predict", "Content-Length: 0", ""));
@@ -449,8 +450,7 @@ fn a_stop_lets_the_request_in_flight_end_and_takes_no_new_ones() {
     release.send(()).unwrap();
     let answer = busy.answer();
     assert_eq!((answer.status, answer.body.as_str()), (200, "done"));
-    assert!(answer.head.contains("connection: close\r\n"), "{answer:?}");
-    assert_eq!(busy.rest(), "");
+    assert_eq!(busy.rest(), "", "and then its connection is closed");
     assert_eq!(block_on(served.ended), Drained { cut: 0 });
 }
 
