@@ -160,11 +160,16 @@ impl ControlPlane {
         replied.await.map(receipt).map_err(gone)
     }
 
-    /// What makes no sense in the state as it is seen here is the caller's mistake, and takes no slot.
+    /// What makes no sense in the state as it is seen here is the caller's mistake, and takes no slot. While a slot is open the
+    /// state may be about to change, so the core judges when the proposal's turn has come.
     fn check(&self, proposal: &Proposal) -> Result<(), Refusal> {
+        let view = self.view.load();
+        if view.open.is_some() {
+            return Ok(());
+        }
         let Proposal { kind, change, idempotency_key } = proposal.clone();
         let tx = Transaction { txid: TxId { node: self.id.clone(), incarnation: 0, counter: 0 }, kind, change, idempotency_key };
-        match self.view.load().state.after(&tx) {
+        match view.state.after(&tx) {
             Ok(_) | Err(ChangeError::KeyApplied { .. }) => Ok(()),
             Err(error @ ChangeError::NoChange(_)) => Err(Refusal::new(409, "no_change", error.to_string())),
             Err(error @ ChangeError::UnknownRoute(..)) => Err(Refusal::new(400, "unknown_route", error.to_string())),
