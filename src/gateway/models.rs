@@ -123,6 +123,9 @@ impl Models {
 
     /// The digest of a model's file as it is now.
     pub(crate) async fn digest(&self, id: &ModelId) -> Result<Digest, String> {
+        if let Some(digest) = self.repository.known_digest(id) {
+            return Ok(digest);
+        }
         let (repository, id) = (self.repository.clone(), id.clone());
         spawn_blocking(move || repository.digest(&id)).await
     }

@@ -1,10 +1,12 @@
 //! The models directory: `<id>.onnx` runs in the node, `<id>.json` names a model server. A model's digest is its file's SHA-256.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -31,6 +33,25 @@ pub const UPSTREAM_TIMEOUT_MS_MAX: u64 = 3_600_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Repository {
     dir: PathBuf,
+    /// What was hashed last: a large model is read once, not for every proposal that names it.
+    known: Arc<Mutex<BTreeMap<PathBuf, (Stamp, Digest)>>>,
+}
+
+/// What tells one content of a file from the next without reading it. The change time cannot be set back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Stamp {
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        let meta = fs::metadata(path).ok()?;
+        let (modified, changed) = ((meta.mtime(), meta.mtime_nsec()), (meta.ctime(), meta.ctime_nsec()));
+        Some(Stamp { inode: meta.ino(), bytes: meta.len(), modified, changed })
+    }
 }
 
 /// Where a model is computed, by its file's ending.
@@ -50,13 +71,31 @@ struct ServerFile {
 
 impl Repository {
     pub(crate) fn new(dir: PathBuf) -> Repository {
-        Repository { dir }
+        Repository { dir, known: Arc::default() }
+    }
+
+    /// The digest of a model's file as it is now, if it has been read since it last changed.
+    pub(crate) fn known_digest(&self, id: &ModelId) -> Option<Digest> {
+        let (path, _) = self.find(id).ok()?;
+        let stamp = Stamp::of(&path)?;
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&path).filter(|(seen, _)| *seen == stamp).map(|(_, digest)| *digest)
     }
 
     /// The digest of a model's file as it is now. Reads the file: not for an executor's thread.
     pub(crate) fn digest(&self, id: &ModelId) -> Result<Digest, String> {
         let (path, place) = self.find(id)?;
-        let file = open(&path, place)?;
+        let before = Stamp::of(&path);
+        let digest = Self::read_digest(&path, place)?;
+        // A file that changed while it was read is read again the next time.
+        if let Some(stamp) = before.filter(|stamp| Stamp::of(&path) == Some(*stamp)) {
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(path, (stamp, digest));
+        }
+        Ok(digest)
+    }
+
+    fn read_digest(path: &Path, place: Place) -> Result<Digest, String> {
+        let file = open(path, place)?;
         let mut hash = Sha256::new();
         let mut part = vec![0; 64 << 10];
         let mut reader = file.take(place.bytes_max());
@@ -183,6 +222,25 @@ mod tests {
         let said =
             format!("models/digits-v2.onnx has SHA-256 {has}…, the transaction named 98989898…: the file differs from the coordinator's");
         assert_eq!(wrong, said);
+    }
+
+    #[test]
+    fn a_digest_is_read_once_and_again_when_the_file_has_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path().to_owned());
+        let id = ModelId::new("m").unwrap();
+        let write = |text: &str| {
+            // As a deployment does it: the same name, another file.
+            fs::write(dir.path().join("new"), text).unwrap();
+            fs::rename(dir.path().join("new"), dir.path().join("m.onnx")).unwrap();
+        };
+        write("one");
+        assert_eq!(repository.known_digest(&id), None);
+        let one = repository.digest(&id).unwrap();
+        assert_eq!(repository.known_digest(&id), Some(one));
+        write("two");
+        assert_eq!(repository.known_digest(&id), None);
+        assert_ne!(repository.digest(&id).unwrap(), one);
     }
 
     #[test]

@@ -15,26 +15,33 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use log::Level;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::core::ids::NodeId;
+use crate::core::ids::{NodeId, UnixMs};
 use crate::core::io::Event;
 use crate::node::clock;
 
 /// Events that may wait for the writer; more are dropped and counted.
 pub const EVENTS_QUEUED_MAX: usize = 4_096;
+/// From one writing to the next, in milliseconds.
+const GATHER_MS: u64 = 5;
 
 /// Where events go. Cheap to clone.
 #[derive(Clone)]
 pub struct Events {
-    node: NodeId,
     queue: SyncSender<Line>,
     dropped: Arc<AtomicU64>,
 }
 
 enum Line {
-    Event { level: Level, line: Map<String, Value> },
+    Event { at: UnixMs, level: Level, what: What },
     Flush(SyncSender<()>),
+}
+
+/// What is said. It becomes text on the writer's thread: the protocol does not wait for that.
+enum What {
+    Core(Event),
+    Other(String, Value),
 }
 
 impl Events {
@@ -43,39 +50,35 @@ impl Events {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         femme::with_level(level);
         let (queue, lines) = sync_channel(EVENTS_QUEUED_MAX);
-        std::thread::Builder::new().name("events".into()).spawn(move || write_all(file, lines))?;
-        Ok(Events { node: node.clone(), queue, dropped: Arc::default() })
+        std::thread::Builder::new().name("events".into()).spawn({
+            let node = node.clone();
+            move || write_all(file, &node, &lines)
+        })?;
+        Ok(Events { queue, dropped: Arc::default() })
     }
 
     /// Says one thing. `fields` is anything that serialises to an object.
     pub fn say(&self, level: Level, event: &str, fields: impl Serialize) {
-        let mut line = Map::new();
-        let at = UNIX_EPOCH + Duration::from_millis(clock::unix_ms());
-        line.insert("ts".into(), json!(humantime::format_rfc3339_millis(at).to_string()));
-        line.insert("level".into(), json!(level.as_str().to_lowercase()));
-        line.insert("node".into(), json!(self.node));
-        line.insert("event".into(), json!(event));
-        if let Ok(Value::Object(fields)) = serde_json::to_value(fields) {
-            line.extend(fields.into_iter().filter(|(key, value)| key != "event" && !value.is_null()));
-        }
-        match self.queue.try_send(Line::Event { level, line }) {
-            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            Err(TrySendError::Full(_)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-        }
+        self.queue(level, What::Other(event.to_owned(), serde_json::to_value(fields).unwrap_or_default()));
     }
 
     /// Says what the core has done.
-    pub fn core(&self, event: &Event) {
+    pub fn core(&self, event: Event) {
         let level = match event {
             Event::Diverged { .. } => Level::Error,
             Event::GaveUp { .. } | Event::Resolving { .. } | Event::LinkDown { .. } => Level::Warn,
             _ => Level::Info,
         };
-        let fields = serde_json::to_value(event).unwrap_or_default();
-        let name = fields.get("event").and_then(Value::as_str).unwrap_or("event").to_owned();
-        self.say(level, &name, fields);
+        self.queue(level, What::Core(event));
+    }
+
+    fn queue(&self, level: Level, what: What) {
+        match self.queue.try_send(Line::Event { at: clock::unix_ms(), level, what }) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(_)) => {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Events that found the queue full.
@@ -93,28 +96,64 @@ impl Events {
     }
 }
 
-fn write_all(mut file: File, lines: Receiver<Line>) {
+/// Writes what has gathered, and then lets more gather: whoever says something need not wake this thread each time.
+fn write_all(mut file: File, node: &NodeId, lines: &Receiver<Line>) {
     let mut terminal = true;
-    for line in lines {
-        match line {
-            Line::Event { level, line } => {
-                if terminal {
-                    terminal = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{}", for_people(&line)))).is_ok();
+    while let Ok(first) = lines.recv() {
+        let mut bytes = Vec::new();
+        let mut flushed = Vec::new();
+        for line in std::iter::once(first).chain(std::iter::from_fn(|| lines.try_recv().ok())) {
+            match line {
+                Line::Event { at, level, what } => {
+                    let line = written(node, at, level, what);
+                    if terminal {
+                        terminal = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{}", for_people(&line)))).is_ok();
+                    }
+                    if serde_json::to_writer(&mut bytes, &line).is_ok() {
+                        bytes.push(b'\n');
+                    }
                 }
-                // A full disk must not end the node here: its log will say so, and that one counts.
-                let _ = serde_json::to_vec(&line).map(|mut bytes| {
-                    bytes.push(b'\n');
-                    file.write_all(&bytes)
-                });
+                Line::Flush(done) => flushed.push(done),
             }
-            Line::Flush(done) => drop(done.send(())),
+        }
+        // A full disk must not end the node here: its log will say so, and that one counts.
+        let _ = file.write_all(&bytes);
+        match flushed.is_empty() {
+            true => std::thread::sleep(Duration::from_millis(GATHER_MS)),
+            // Whoever waited may have gone.
+            false => flushed.into_iter().for_each(|done| done.send(()).unwrap_or_default()),
         }
     }
 }
 
-fn for_people(line: &Map<String, Value>) -> String {
+/// One line of the file.
+#[derive(Serialize)]
+struct Written<'a> {
+    ts: String,
+    level: String,
+    node: &'a NodeId,
+    event: String,
+    #[serde(flatten)]
+    fields: Map<String, Value>,
+}
+
+fn written(node: &NodeId, at: UnixMs, level: Level, what: What) -> Written<'_> {
+    let (name, fields) = match what {
+        What::Core(event) => (None, serde_json::to_value(&event).unwrap_or_default()),
+        What::Other(name, fields) => (Some(name), fields),
+    };
+    let mut fields = match fields {
+        Value::Object(fields) => fields,
+        other => Map::from_iter([("detail".to_owned(), other)]),
+    };
+    let own = fields.remove("event").and_then(|event| event.as_str().map(str::to_owned));
+    fields.retain(|_, value| !value.is_null());
+    let ts = humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at)).to_string();
+    Written { ts, level: level.as_str().to_lowercase(), node, event: name.or(own).unwrap_or_default(), fields }
+}
+
+fn for_people(line: &Written<'_>) -> String {
     let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let name = line.get("event").map(plain).unwrap_or_default();
-    let fields = line.iter().filter(|(key, _)| !["ts", "level", "event"].contains(&key.as_str()));
-    fields.fold(name, |text, (key, value)| format!("{text} {key}={}", plain(value)))
+    let start = format!("{} node={}", line.event, line.node);
+    line.fields.iter().fold(start, |text, (key, value)| format!("{text} {key}={}", plain(value)))
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_signal::{Signal, Signals};
-use async_std::channel::{Receiver, Sender, bounded};
+use async_std::channel::{Sender, bounded};
 use async_std::task;
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, FutureExt};
@@ -161,7 +161,6 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     let (mesh_events, from_mesh) = bounded::<MeshEvent>(TURNS_QUEUED_MAX);
     let mesh = Mesh::start(identity, control, mesh_config(&options.id, &file), mesh_events);
     let mesh = Arc::new(mesh.map_err(in_file("the control listener", Path::new("")))?);
-    task::spawn(forward(from_mesh, turns.clone()));
 
     let figures = Arc::new(LogFigures::default());
     figures.bytes.store(wal.len_bytes(), Ordering::Relaxed);
@@ -186,7 +185,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         turns: turns.clone(),
         fault: options.fault,
     };
-    let in_thread = std::thread::Builder::new().name("core".into()).spawn(move || core_loop.run(&ready_turns));
+    let in_thread = std::thread::Builder::new().name("core".into()).spawn(move || core_loop.run(&ready_turns, &from_mesh));
     in_thread.map_err(in_file("a thread for", Path::new("the core")))?;
 
     let stopping = Arc::new(AtomicBool::new(false));
@@ -289,14 +288,6 @@ fn mesh_config(id: &NodeId, file: &PeersFile) -> MeshConfig {
         peers: others().map(|peer| PeerAddress { id: peer.id.clone(), control: peer.control.clone() }).collect(),
         cut: others().filter(|peer| !file.linked(id, &peer.id)).map(|peer| peer.id.clone()).collect(),
         silence_ms_max: file.timing.heartbeat_ms.saturating_mul(SILENT_BEATS_MAX),
-    }
-}
-
-async fn forward(from_mesh: Receiver<MeshEvent>, turns: Sender<Turn>) {
-    while let Ok(event) = from_mesh.recv().await {
-        if turns.send(Turn::Mesh(event)).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -5,9 +5,12 @@
 //! sync. A decision's record alone asks for no sync: it goes with the next one, or after [`LAZY_SYNC_MS`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::task::{Context, Poll, Wake};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_std::channel::{Receiver, Sender};
@@ -112,7 +115,7 @@ struct Running {
 
 impl Loop {
     /// Runs until [`Turn::Stop`].
-    pub fn run(self, turns: &Receiver<Turn>) {
+    pub fn run(self, turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>) {
         let state = Arc::new(self.node.durable().state().clone());
         let mut running = Running {
             parts: self,
@@ -127,7 +130,7 @@ impl Loop {
         };
         running.turn(vec![Turn::Input(Input::Tick)]);
         loop {
-            match next_turns(turns, running.wait()) {
+            match next_turns(turns, from_mesh, running.wait()) {
                 Some(mut ready) => {
                     let stop = ready.iter().position(|turn| matches!(turn, Turn::Stop(_))).map(|at| ready.swap_remove(at));
                     running.turn(ready);
@@ -144,25 +147,54 @@ impl Loop {
     }
 }
 
-/// All that is ready, waiting no longer than `wait` for the first; `None` when nobody can send any more.
-fn next_turns(turns: &Receiver<Turn>, wait: Duration) -> Option<Vec<Turn>> {
-    let first = match turns.try_recv() {
-        Ok(turn) => Some(turn),
-        Err(async_std::channel::TryRecvError::Closed) => return None,
-        Err(async_std::channel::TryRecvError::Empty) => async_io::block_on(async {
-            match select(Box::pin(turns.recv()), async_io::Timer::after(wait)).await {
-                Either::Left((turn, _)) => turn.ok(),
-                Either::Right(_) => None,
-            }
-        }),
-    };
-    let mut ready: Vec<_> = first.into_iter().collect();
-    while ready.len() < TURN_INPUTS_MAX
-        && let Ok(turn) = turns.try_recv()
-    {
-        ready.push(turn);
+/// All that is ready, waiting no longer than `wait` for the first; `None` when nobody can send any more. The mesh has a
+/// queue of its own, straight to this thread: a message wakes nobody else on its way.
+fn next_turns(turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>, wait: Duration) -> Option<Vec<Turn>> {
+    let mut ready = Vec::new();
+    take_ready(&mut ready, turns, from_mesh);
+    if !ready.is_empty() {
+        return Some(ready);
     }
+    let work = select(turns.recv(), from_mesh.recv());
+    let first = parked(work, wait).map(|work| match work {
+        Either::Left((turn, _)) => turn.ok(),
+        Either::Right((event, _)) => event.ok().map(Turn::Mesh),
+    });
+    match first {
+        Some(Some(turn)) => ready.push(turn),
+        // A closed queue: nothing is left that could ever ask for anything.
+        Some(None) if turns.is_closed() => return None,
+        Some(None) | None => {}
+    }
+    take_ready(&mut ready, turns, from_mesh);
     Some(ready)
+}
+
+/// Wakes the thread that waits in [`parked`].
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for a future with nothing but this thread's parking place; `None` when the time is over. A timer of the reactor
+/// would cost this thread, which waits several times a commit, four system calls each time.
+fn parked<F: Future + Unpin>(mut future: F, wait: Duration) -> Option<F::Output> {
+    let (waker, start) = (Arc::new(Unpark(thread::current())).into(), Instant::now());
+    loop {
+        if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
+            return Some(output);
+        }
+        thread::park_timeout(wait.checked_sub(start.elapsed())?);
+    }
+}
+
+fn take_ready(ready: &mut Vec<Turn>, turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>) {
+    let from_mesh = std::iter::from_fn(|| from_mesh.try_recv().ok()).map(Turn::Mesh);
+    let turns = std::iter::from_fn(|| turns.try_recv().ok());
+    ready.extend(from_mesh.take(TURN_INPUTS_MAX).chain(turns.take(TURN_INPUTS_MAX)));
 }
 
 impl Running {
@@ -284,7 +316,7 @@ impl Running {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
                 self.fault(Moment::Event(&event));
-                self.parts.events.core(&event);
+                self.parts.events.core(event);
             }
         }
     }
