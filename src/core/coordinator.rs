@@ -217,10 +217,10 @@ impl Node {
             if is_reduce {
                 self.preempt();
             }
-            let open = self.durable.open();
-            if self.driver.is_some() || open.is_in_doubt() {
+            if self.driver.is_some() || self.is_unsettled() {
                 return self.refuse_impatient();
             }
+            let open = self.durable.open();
             // Another coordinator is at it; a rollback need not wait for that one's votes.
             let promised = open.promised.as_ref().is_some_and(|ballot| &ballot.node != self.id()) || !self.vetting.is_empty();
             if promised && !is_reduce && self.now.time < until {
@@ -272,7 +272,7 @@ impl Node {
             self.give_up(AbortCause::Preempted(None));
         }
         // After a try that failed, the resolver's timer keeps two of these from chasing each other.
-        if self.driver.is_none() && self.resolve_tries == 0 && self.durable.open().is_in_doubt() {
+        if self.driver.is_none() && self.resolve_tries == 0 && self.is_unsettled() {
             self.start_resolving(AbortCause::Preempted(None));
         }
     }

@@ -56,10 +56,16 @@ impl Resolving {
 }
 
 impl Node {
-    /// Starts the wait for a decision, if this node is in doubt and is not driving the slot itself. A sign that somebody is
+    /// Whether only the decision of the open slot can free this node: it is in doubt, or its own transaction is out of its
+    /// hands (somebody has deposed it) and still waits for its fate.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.durable.open().is_in_doubt() || (self.driver.is_none() && self.in_flight.is_some())
+    }
+
+    /// Starts the wait for a decision, if this node needs one and is not driving the slot itself. A sign that somebody is
     /// at work on the slot starts it anew.
     pub(super) fn arm_resolver(&mut self) {
-        if self.durable.open().is_in_doubt() {
+        if self.is_unsettled() {
             self.arm(self.timing.prepare_timeout_ms, RESOLVE_RANK_MS, AbortCause::CoordinatorLost);
         }
     }
