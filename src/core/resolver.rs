@@ -86,7 +86,7 @@ impl Node {
 
     /// When this node's turn to resolve comes; `None` while there is nothing to resolve.
     pub(super) fn resolve_at(&self) -> Option<Time> {
-        if self.driver.is_some() || !self.caught_up || self.may_not_take_part().is_some() {
+        if self.driver.is_some() || self.may_not_take_part().is_some() {
             return None;
         }
         let ResolveTimer { armed_at, delay_ms, rank_ms, .. } = self.resolver.as_ref()?;
