@@ -18,7 +18,7 @@ pub const PROPOSALS_WAITING_MAX: usize = 256;
 /// How long an `advance` waits for the open slot before its caller is told who holds it, in milliseconds.
 pub const PROPOSAL_WAIT_MS: u64 = 500;
 /// Once a transaction cannot commit any more: how long the coordinator still waits for the votes of members it is linked
-/// with, so that the receipt tells all of them, in milliseconds.
+/// with, so that the receipt tells all of them, in milliseconds. A rollback whose slot is held waits no longer either.
 pub const LATE_VOTES_MS: u64 = 100;
 /// From one ACCEPT_REQ to the next, to members that have not answered, in milliseconds.
 pub const ACCEPT_AGAIN_MS: u64 = 500;
@@ -82,8 +82,8 @@ pub(super) struct Accepting {
 enum Tally {
     /// More answers are needed.
     Wait,
-    /// It cannot commit any more; only late votes are waited for.
-    Doomed,
+    /// It cannot commit any more, or is a rollback whose slot is held: only late votes are waited for.
+    Hurry,
     /// A member has accepted a value before: that one must be proposed, not ours.
     Adopt(Value),
     /// All who must vote yes have.
@@ -104,7 +104,11 @@ impl Voting {
         let yes = state.members.keys().filter(|node| heard(node).is_some_and(PrepareAnswer::is_yes)).count();
         if promises < state.majority() {
             let still_possible = state.members.len() - refusals >= state.majority();
-            return if still_possible && !over { Tally::Wait } else { Tally::GiveUp(self.cause(state, over)) };
+            return match still_possible && !over {
+                false => Tally::GiveUp(self.cause(state, over)),
+                true if self.is_held_rollback() => Tally::Hurry,
+                true => Tally::Wait,
+            };
         }
         if let Some(value) = highest_accepted(self.heard.values().filter_map(PrepareAnswer::accepted)) {
             return Tally::Adopt(value);
@@ -116,9 +120,15 @@ impl Voting {
         let cannot_commit = yes < self.heard.len();
         match (cannot_commit, over || (cannot_commit && no_more_to_hear)) {
             (_, true) => Tally::Abort(self.cause(state, over)),
-            (true, false) => Tally::Doomed,
+            (true, false) => Tally::Hurry,
             (false, false) => Tally::Wait,
         }
+    }
+
+    /// Whether this is a `reduce` and another driver is at work on the slot: it does not wait for that one's end.
+    fn is_held_rollback(&self) -> bool {
+        let held = |answer: &PrepareAnswer| matches!(answer, PrepareAnswer::Busy { .. } | PrepareAnswer::Rejected { .. });
+        self.tx.kind == Kind::Reduce && self.heard.values().any(held)
     }
 
     fn cause(&self, state: &RoutingState, over: bool) -> AbortCause {
@@ -217,10 +227,10 @@ impl Node {
             if is_reduce {
                 self.preempt();
             }
-            let open = self.durable.open();
-            if self.driver.is_some() || open.is_in_doubt() {
+            if self.driver.is_some() || self.is_unsettled() {
                 return self.refuse_impatient();
             }
+            let open = self.durable.open();
             // Another coordinator is at it; a rollback need not wait for that one's votes.
             let promised = open.promised.as_ref().is_some_and(|ballot| &ballot.node != self.id()) || !self.vetting.is_empty();
             if promised && !is_reduce && self.now.time < until {
@@ -272,7 +282,7 @@ impl Node {
             self.give_up(AbortCause::Preempted(None));
         }
         // After a try that failed, the resolver's timer keeps two of these from chasing each other.
-        if self.driver.is_none() && self.resolve_tries == 0 && self.durable.open().is_in_doubt() {
+        if self.driver.is_none() && self.resolve_tries == 0 && self.is_unsettled() {
             self.start_resolving(AbortCause::Preempted(None));
         }
     }
@@ -331,7 +341,7 @@ impl Node {
         let at = self.now.unix_ms;
         match tally {
             Tally::Wait => {}
-            Tally::Doomed => {
+            Tally::Hurry => {
                 let by = self.now.time.plus_ms(LATE_VOTES_MS);
                 if let Some(Driver::Voting(voting)) = &mut self.driver {
                     voting.deadline = voting.deadline.min(by);
@@ -352,7 +362,7 @@ impl Node {
                 self.propose_value(Value::Abort(abort), Fate::Doomed(cause));
             }
             Tally::GiveUp(cause) => {
-                if voting.tx.kind == Kind::Reduce && !over {
+                if voting.is_held_rollback() {
                     self.requeue();
                     self.start_resolving(AbortCause::Preempted(None));
                 } else {

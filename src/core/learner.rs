@@ -163,6 +163,10 @@ impl Node {
         if self.caught_up || !self.durable.state().members.contains_key(self.id()) {
             return;
         }
+        // Whoever is ahead may be lost before it can tell; then only the resolver gets this node on.
+        if self.resolver.is_none() {
+            self.arm_resolver();
+        }
         let heads: Vec<_> = self.others().filter_map(|other| self.liveness.peer(other)?.head).map(|head| head.slot).collect();
         let enough = heads.len() + 1 >= self.durable.state().majority();
         if enough && heads.iter().all(|head| *head <= self.durable.head().slot) {

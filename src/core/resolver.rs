@@ -56,10 +56,16 @@ impl Resolving {
 }
 
 impl Node {
-    /// Starts the wait for a decision, if this node is in doubt and is not driving the slot itself. A sign that somebody is
+    /// Whether only the decision of the open slot can free this node: it is in doubt, or its own transaction is out of its
+    /// hands (somebody has deposed it) and still waits for its fate.
+    pub(super) fn is_unsettled(&self) -> bool {
+        self.durable.open().is_in_doubt() || (self.driver.is_none() && self.in_flight.is_some())
+    }
+
+    /// Starts the wait for a decision, if this node needs one and is not driving the slot itself. A sign that somebody is
     /// at work on the slot starts it anew.
     pub(super) fn arm_resolver(&mut self) {
-        if self.durable.open().is_in_doubt() {
+        if self.is_unsettled() {
             self.arm(self.timing.prepare_timeout_ms, RESOLVE_RANK_MS, AbortCause::CoordinatorLost);
         }
     }
@@ -80,7 +86,7 @@ impl Node {
 
     /// When this node's turn to resolve comes; `None` while there is nothing to resolve.
     pub(super) fn resolve_at(&self) -> Option<Time> {
-        if self.driver.is_some() || !self.caught_up || self.may_not_take_part().is_some() {
+        if self.driver.is_some() || self.may_not_take_part().is_some() {
             return None;
         }
         let ResolveTimer { armed_at, delay_ms, rank_ms, .. } = self.resolver.as_ref()?;
