@@ -8,14 +8,14 @@ use serde::Serialize;
 use crate::cli::output::{Console, counted, listed};
 use crate::cli::{Exit, Failure};
 use crate::core::ids::NodeId;
-use crate::peers::PeersFile;
+use crate::peers::{Peer, PeersFile};
 
 /// What is said of a good file.
 #[derive(Serialize)]
 struct Summary<'a> {
     ok: bool,
     mesh: String,
-    peers: Vec<&'a NodeId>,
+    peers: &'a [Peer],
     routes: Vec<String>,
     partitions: &'a [BTreeSet<NodeId>],
 }
@@ -29,13 +29,13 @@ pub fn check(file: &Path, id: Option<&NodeId>, console: &mut Console<'_>) -> Res
     let summary = Summary {
         ok: true,
         mesh: peers.mesh.to_string(),
-        peers: peers.peers.iter().map(|peer| &peer.id).collect(),
+        peers: &peers.peers,
         routes: peers.genesis.iter().map(|(name, route)| format!("{name}: {}", route.stable_model_id)).collect(),
         partitions: &peers.partitions,
     };
     console.data(&summary, |console| {
         let Summary { mesh, peers, routes, partitions, .. } = &summary;
-        let nodes = format!("{} ({})", counted(peers.len() as u64, "node"), listed(peers));
+        let nodes = format!("{} ({})", counted(peers.len() as u64, "node"), listed(peers.iter().map(|peer| &peer.id)));
         let routes = if routes.is_empty() { "no genesis".to_owned() } else { listed(routes) };
         let groups: Vec<String> = partitions.iter().map(|group| format!("[{}]", listed(group))).collect();
         let cut = if groups.is_empty() { "no links cut".to_owned() } else { format!("links cut between {}", groups.join(" and ")) };
@@ -46,6 +46,8 @@ pub fn check(file: &Path, id: Option<&NodeId>, console: &mut Console<'_>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::cli::testing::{Ran, ran};
 
@@ -65,7 +67,8 @@ mod tests {
         let checked = check(GOOD, "--id node-b");
         let said = "ok: mesh demo, 2 nodes (node-a, node-b), default: digits-v1, links cut between [node-a] and [node-b]\n";
         assert_eq!((checked.exit, checked.out.as_str()), (Exit::Ok, said));
-        assert_eq!(check(GOOD, "--output json").json()["peers"][1], "node-b");
+        let second = json!({"id": "node-b", "control": "127.0.0.1:60002", "data": "127.0.0.1:50052"});
+        assert_eq!(check(GOOD, "--output json").json()["peers"][1], second);
     }
 
     #[test]

@@ -152,6 +152,7 @@ mod tests {
         for said in ["aborted node-a-1-5", "reason: node-c voted no (vetoed)", "node-c  no    models/digits-v4.onnx is not here"] {
             assert!(aborted.out.contains(said), "{said:?} in {}", aborted.out);
         }
+        assert!(!aborted.out.contains("applied"), "{}", aborted.out);
         assert_eq!(propose(&node, "--weight 1 --output json").json()["error_code"], "vetoed");
     }
 

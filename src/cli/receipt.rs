@@ -120,10 +120,14 @@ pub fn print(receipt: &Receipt, console: &mut Console<'_>) -> Exit {
             });
             console.table(&["node", "vote", "reason"], rows);
         }
+        // Only a commit is applied.
+        if receipt.outcome != Outcome::Committed {
+            return;
+        }
         if !receipt.applied.is_empty() {
             console.line(&format!("applied by {}", listed(&receipt.applied)));
         }
-        if receipt.outcome == Outcome::Committed && !receipt.waiting.is_empty() {
+        if !receipt.waiting.is_empty() {
             let waiting = format!("not known to be applied yet by {}", listed(&receipt.waiting));
             console.line(&console.toned(Tone::Doubt, waiting));
         }
