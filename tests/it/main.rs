@@ -1,5 +1,13 @@
 //! Real processes, real sockets, the command line. One binary, so that it links once.
 
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test that finds something else than it expects fails, and says where"
+)]
+
 mod bad_input;
 mod command_line;
 mod consensus;
