@@ -1,4 +1,120 @@
 //! canary-mesh: a peer-to-peer mesh that switches a fleet between a stable and a canary model by one atomic decision.
+//!
+//! Every node is a process of its own that answers predictions, takes part in decisions and may coordinate them. A decision
+//! is two-phase commit whose outcome is a value that Paxos has chosen for one slot of a common log: nothing that raises the
+//! exposure of a canary commits unless every member voted for it, and a member that has voted is freed by any majority, not by one
+//! particular node.
+//! DESIGN_PLAN.md has the protocol, its figures and its trade-offs; this page is the way into the code.
+//!
+//! # The run loop
+//!
+//! The protocol is a state machine without I/O: [`core::Node::step`] takes one [`core::io::Input`] and hands back
+//! [`core::io::Output`]s. The shell in [`node`] owns it on one thread of its own (`src/node/turns.rs`). Each turn
+//!
+//! 1. takes all that is ready: messages, proposals, votes, the tick that is due;
+//! 2. steps the core with each, and sends at once what waits for nothing ([`core::io::After::Nothing`]);
+//! 3. if anything waits for the disk, appends everything gathered with **one** write and **one** sync ([`wal::Wal::append`]), and
+//!    then sends what waited ([`core::io::After::Synced`]). What the node sends to itself comes back as an input of the same turn, so
+//!    steps 2 and 3 are repeated until nothing is left;
+//! 4. shows the others the core as it now is, and answers callers.
+//!
+//! The record of a decision waits for no message: it is appended with the next sync, or after a tenth of a second.
+//!
+//! Everything else runs beside that thread: links ([`mesh`]) and HTTP ([`http`]) on async-std's threads, inference on threads of
+//! each model, the events on a thread that writes them. A request to the data plane reads one immutable snapshot
+//! ([`gateway`]) and never waits for the core.
+//!
+//! # Invariants, and what holds them up
+//!
+//! | invariant | held up by |
+//! |---|---|
+//! | What must be durable before something is sent is durable before it is sent | [`core::io::After`] in every [`core::io::Output::Send`]; the shell does not choose |
+//! | A restart finds what the records say, by the code that runs | [`core::durable::Durable::apply`] is both the running status and the replay |
+//! | One slot is open at a time, and only its decision closes it | [`core::durable::Durable::apply`] refuses any other record |
+//! | A slot has one value, on every node the same | [`core::ballot::Ballot`], majorities, and the hash chain: a decision that leads to another hash is refused |
+//! | A ballot is used once | its round grows within an [incarnation](core::ids::Incarnation), and the incarnation with every start |
+//! | A timeout after a commit was proposed is never told as "aborted" | [`core::io::Outcome::Unknown`] |
+//! | A node that lost its log does not vote under its old name | [`core::ids::DiskId`], recorded by every peer ([`core::record::Record::Peer`]) |
+//! | A request sees one routing version from start to end | the gateway's snapshot, swapped whole |
+//! | After a failed write or sync nothing more is written | [`wal::WalError::Poisoned`] |
+//! | Queues, frames, bodies, connections and caches have a limit | constants that end in `_MAX`; DESIGN_PLAN.md section 11 lists them |
+//!
+//! # Code map
+//!
+//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`] and [`peers`] stand beside
+//! the core: shapes and a file format that several of the others read. `tests/it/tidy.rs` checks the most important of these arrows,
+//! and that the core has no I/O, no clock, no randomness, no async and no logging.
+//!
+//! | where | what |
+//! |---|---|
+//! | [`core`] | the protocol: `participant`, `coordinator`, `resolver`, `learner`, [`core::liveness`]; the routing state, the gate, messages, records |
+//! | [`wal`] | the durable log: format ([`wal::frame`]), append and sync, replay, compaction, [`wal::inspect`] |
+//! | [`mesh`] | links between nodes: frames, handshake, dialling, partitions. Knows bytes and peers, not what is agreed |
+//! | [`gateway`] | the data plane: split, models in the process and model servers, what is counted of them |
+//! | [`http`] | the front: hyper reads and writes, tide answers, predictions go past tide to the gateway |
+//! | [`node`] | the shell: the run loop, start and stop, votes, events, peers.json read again, metrics |
+//! | [`cli`] | one file per command |
+//! | [`api`] | the JSON that goes in and out over HTTP; the front writes it and the command line reads it |
+//! | [`peers`] | peers.json |
+//!
+//! # An example
+//!
+//! A mesh of one member, wholly in memory: the core, a `Vec` for the log, and a loop in the place of the shell.
+//!
+//! ```
+//! use std::collections::{BTreeMap, VecDeque};
+//!
+//! use canary_mesh::core::Node;
+//! use canary_mesh::core::durable::Durable;
+//! use canary_mesh::core::gate::GateLimits;
+//! use canary_mesh::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName};
+//! use canary_mesh::core::io::{Input, Now, Outcome, Output, Proposal, Timing};
+//! use canary_mesh::core::record::Record;
+//! use canary_mesh::core::state::{CanaryChange, Change, Kind, Model, RouteChange, RoutingState, Weights};
+//! use canary_mesh::core::value::Vote;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let (mesh, id, route) = (MeshId::new("demo")?, NodeId::new("node-a")?, RouteName::new("default")?);
+//! let stable = (ModelId::new("digits-v1")?, GateLimits::default());
+//! let genesis = RoutingState::genesis(&mesh, [id.clone()], BTreeMap::from([(route.clone(), stable)]));
+//!
+//! // The log of a first start. A node is what the fold over its records says.
+//! let mut log: Vec<Record> = Durable::genesis(&mesh, &id, DiskId([7; 8]), genesis);
+//! let mut node = Node::new(Durable::replay(log.clone())?, Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 });
+//!
+//! let canary = Model { id: ModelId::new("digits-v2")?, digest: Some(Digest([2; 32])) };
+//! let change = RouteChange { stable: None, canary: CanaryChange::Set(canary), weights: Some(Weights::with_canary(1_000)?) };
+//! let change = Change::Routes(BTreeMap::from([(route.clone(), change)]));
+//! let proposal = Proposal { kind: Kind::Advance, change, idempotency_key: None };
+//!
+//! // The first tick: alone, the node is its own majority. Then a caller's proposal.
+//! let mut inputs = VecDeque::from([Input::Tick, Input::Propose { caller: 1, proposal }]);
+//! let mut receipt = None;
+//! while let Some(input) = inputs.pop_front() {
+//!     for output in node.step(Now::default(), input) {
+//!         match output {
+//!             // Nothing is lost with a `Vec`, so each record is synced as soon as it is in it.
+//!             Output::Append { record, .. } => log.push(record),
+//!             // The only member there is, is this node: what it sends comes back to it.
+//!             Output::Send { to, message, .. } => inputs.push_back(Input::Message { from: to, incarnation: 1, message }),
+//!             // A real shell loads the model and asks the gate first.
+//!             Output::Vet { slot, ballot, .. } => inputs.push_back(Input::Vetted { slot, ballot, vote: Vote::yes() }),
+//!             Output::Reply { receipt: told, .. } => receipt = Some(told),
+//!             _ => {}
+//!         }
+//!     }
+//! }
+//!
+//! let receipt = receipt.ok_or("no receipt")?;
+//! assert_eq!((receipt.outcome, receipt.slot, receipt.version), (Outcome::Committed, Some(1), 1));
+//!
+//! // After a restart the node would be where it is now.
+//! let replayed = Durable::replay(log)?;
+//! assert_eq!(&replayed, node.durable());
+//! assert_eq!(replayed.state().routes[&route].weights, Weights { stable: 9_000, canary: 1_000 });
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod api;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! The data plane: which model answers a request, the models themselves, and what the node counts of them.
 //!
-//! A request loads one immutable [`Snapshot`] of the routing state and sees that version from start to end. The split chooses a
-//! variant; the variant's model answers, in the process ([`onnx`]) or as a model server ([`upstream`]). Nothing here knows
+//! A request loads one immutable `Snapshot` of the routing state and sees that version from start to end. The split chooses a
+//! variant; the variant's model answers, in the process (`onnx`) or as a model server (`upstream`). Nothing here knows
 //! sockets of callers: requests and answers are `http` types, so any front can carry them; connections to model servers come
 //! from a [`Net`].
 
