@@ -28,6 +28,8 @@ for word in "$@"; do
   esac
 done
 
+# Closed from the start, it would be taken by the next file that is opened.
+[[ -e /dev/fd/1 ]] || exec >/dev/null
 began_in=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/nodes.sh
@@ -53,9 +55,9 @@ finish() {
   heal_links || true
   if [[ $in_charge == yes ]]; then
     say "Stopping the mesh. Its logs are in $PWD/$logs/." >&2
-    # Those that have not become nodes yet are not known to be any.
-    kill "${process[@]}" 2>/dev/null || true
     scripts/stop_mesh.sh --force >&2 || true
+    # A process that was about to become a node is not known as one yet.
+    kill "${process[@]}" 2>/dev/null || true
   fi
   exit "$code"
 }
@@ -64,6 +66,13 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 141' PIPE
 trap 'exit 143' TERM
+
+check_tools() {
+  local tool
+  for tool in flock setsid; do
+    command -v "$tool" >/dev/null || die "there is no $tool; it comes with util-linux."
+  done
+}
 
 # Holds off a second run until this one ends. The nodes outlive it, so they must not inherit the lock.
 lock() {
@@ -82,7 +91,7 @@ refuse_running() {
 refuse_old_logs() {
   [[ $demo == yes && $fresh == no ]] || return 0
   if compgen -G "$logs/*.log" >/dev/null || compgen -G "$logs/*.events.ndjson" >/dev/null; then
-    die "$logs/ holds an earlier run, and the story begins at version 0. Either move it aside with --fresh, or go on from it with --no-demo."
+    die "$logs/ holds an earlier run, and the story begins at version 0. Move it aside with --fresh, or go on from it with --no-demo."
   fi
 }
 
@@ -172,8 +181,8 @@ await_end() {
   rm -f "$logs/$1.pid"
 }
 
-# wait_until WHAT COMMAND…: until it succeeds; fails when a node ends that should not, or when it takes too long.
-wait_until() {
+# wait_for WHAT COMMAND…: until it succeeds; fails when a node ends that should not, or when it takes too long.
+wait_for() {
   local what=$1 id end=$((SECONDS + wait_s_max))
   shift
   until "$@"; do
@@ -182,7 +191,7 @@ wait_until() {
     done
     if ((SECONDS >= end)); then
       "$binary" status >&2 || true
-      die "waited $wait_s_max s in vain until $what."
+      die "waited $wait_s_max s in vain for $what."
     fi
     sleep 0.1
   done
@@ -194,6 +203,7 @@ all_well() {
 
 # The story and its commands ask the nodes of peers.json, whatever this says.
 unset CANARY_MESH_ENDPOINT
+check_tools
 lock
 refuse_running
 refuse_old_logs
@@ -209,7 +219,7 @@ in_charge=yes
 for id in "${ids[@]}"; do
   start_node "$id"
 done
-wait_until "all nodes are ready" all_well
+wait_for "all nodes to be ready" all_well
 where=''
 for id in "${ids[@]}"; do
   where+=", $id at ${data[$id]}"

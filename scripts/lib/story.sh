@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2004,SC2034,SC2154
+# shellcheck shell=bash disable=SC2004,SC2034,SC2154 # read on its own, it has neither the arrays nor the variables of start_mesh.sh
 # The story that start_mesh.sh tells, and checks: everything said to be ok was looked at, and the first thing that is not ends it.
 # Sourced by start_mesh.sh, whose variables and functions it uses.
 
@@ -49,8 +49,9 @@ run() {
   local expected=$1 code=0
   shift
   show_command "$binary" "$@"
-  # The outer redirection is for the shell's own notice when a node is killed meanwhile.
-  { said=$("$binary" "$@" 2>&1) || code=$?; jobs >/dev/null; } 2>/dev/null
+  said=$("$binary" "$@" 2>&1) || code=$?
+  # When a node was killed meanwhile, the shell has a notice of its own to get rid of.
+  { jobs >/dev/null; } 2>/dev/null
   say "     ${said//$'\n'/$'\n'     }"
   ((code == expected)) || die "this should have ended with exit code $expected, and ended with $code."
 }
@@ -62,7 +63,7 @@ told() {
 
 # answered VARIANT MODEL SHARE_MIN SHARE_MAX RIGHT_MIN RIGHT_MAX: the last load's row of this variant is within these, in percent.
 answered() {
-  local row requests share right
+  local row model requests share right
   row=$(awk -v variant="$1" '$1 == variant { print $2, $3, $4, $5 }' <<<"$said")
   read -r model requests share right <<<"$row"
   [[ $model == "$2" ]] || die "$2 should have answered as $1."
@@ -117,7 +118,7 @@ voted_yes() {
   happened "$b" '"event":"voted"' "\"slot\":$1," '"yes":true' && happened "$c" '"event":"voted"' "\"slot\":$1," '"yes":true'
 }
 
-hash() {
+common_hash() {
   every state_hash | cut -c 1-8
 }
 
@@ -126,7 +127,8 @@ cut_links() {
   local key="\"partitions\": $1," text
   text=$(<peers.json)
   links_cut=yes
-  cp -p peers.json "$peers_whole"
+  cp -p peers.json peers.json.new
+  mv peers.json.new "$peers_whole"
   printf '{\n  %s%s\n' "$key" "${text#*\{}" >peers.json.new
   "$binary" peers check peers.json.new >/dev/null || die "the key $key does not fit into this peers.json."
   mv peers.json.new peers.json
@@ -159,7 +161,7 @@ links_are() {
 
 tell_story() {
   local requests=models/requests.ndjson cut
-  wait_until "all nodes are linked, at version 0" all_linked 0 0
+  wait_for "all nodes to be linked, at version 0" all_linked 0 0
 
   chapter "400 held-out digits are answered by digits-v1"
   run 0 load --file "$requests" --rate 1000
@@ -168,9 +170,9 @@ tell_story() {
   chapter "digits-v2 gets 10 % by one decision of all three nodes"
   run 0 propose --canary digits-v2 --weight 10
   told '^committed '
-  wait_until "all three are at version 1" all_at 1 1
+  wait_for "all three to be at version 1" all_at 1 1
   run 0 status
-  ok "all three are at version 1 with the same hash, $(hash)."
+  ok "all three are at version 1 with the same hash, $(common_hash)."
 
   chapter "The same digits ten times over are split, and digits-v2 is better"
   run 0 load --file "$requests" --count 4000 --rate 2000
@@ -180,8 +182,9 @@ tell_story() {
   chapter "A model that only two nodes have is refused"
   say "   $c runs with its own folder of models, ${models[$c]}, which lacks digits-v3."
   run 1 propose --canary digits-v3 --weight 10
+  told '^aborted '
   told "^$c +no +.*digits-v3"
-  wait_until "all three have recorded the abort" all_at 1 2
+  wait_for "all three to record the abort" all_at 1 2
   ok "$c voted no, so nobody switched: all three are still at version 1, and the abort is on record in slot 2."
 
   chapter "The coordinator is killed between the votes and the decision"
@@ -190,31 +193,31 @@ tell_story() {
   stop_node "$a"
   show_command "$binary serve --id $a --fault kill-before-decision &"
   start_node "$a" --fault kill-before-decision
-  wait_until "$a is back" all_linked 1 2
+  wait_for "$a to be back" all_linked 1 2
   run 4 propose --endpoint "${data[$a]}" --weight 20
   await_end "$a"
   ((ended == 128 + 9)) || die "$a should have been killed by SIGKILL, and ended with $ended."
   ok "$a is dead, and its caller is told the truth: the outcome is unknown."
-  wait_until "$b and $c have decided without $a" all_at 1 3 --endpoint "${data[$b]}" --endpoint "${data[$c]}"
+  wait_for "$b and $c to decide without $a" all_at 1 3 --endpoint "${data[$b]}" --endpoint "${data[$c]}"
   run 0 status --endpoint "${data[$b]}" --endpoint "${data[$c]}"
-  wait_until "$b and $c have told that they voted yes" voted_yes 3
-  wait_until "somebody has told that slot 3 was resolved" resolved 3
+  wait_for "$b and $c to tell of their votes" voted_yes 3
+  wait_for "somebody to tell that slot 3 was resolved" resolved 3
   run 1 tx show "$(transaction_of 3)" --endpoint "${data[$c]}"
   told '^reason: coordinator lost'
-  ok "$b and $c had voted yes. $resolver resolved slot 3: aborted. Both have the same hash, $(hash)."
+  ok "$b and $c had voted yes. $resolver resolved slot 3: aborted. Both have the same hash, $(common_hash)."
 
   chapter "The killed node comes back and catches up"
   show_command "$binary serve --id $a &"
   start_node "$a"
-  wait_until "$a has caught up" all_linked 1 3
+  wait_for "$a to catch up" all_linked 1 3
   run 0 status
-  ok "$a has replayed its log and learnt of the abort; all three have the same hash, $(hash)."
+  ok "$a has replayed its log and learnt of the abort; all three have the same hash, $(common_hash)."
 
   chapter "A partition: the minority cannot commit, the majority can lower the risk"
   cut="[[\"$a\"], [\"$b\", \"$c\"]]"
   cut_links "$cut"
   say "   peers.json now has ${bold}\"partitions\": $cut$plain, and the nodes read it again."
-  wait_until "the links of $a are cut at both ends" links_are cut 4
+  wait_for "the links of $a to be cut at both ends" links_are cut 4
   run 1 propose --endpoint "${data[$a]}" --weight 50
   told 'no majority'
   run 0 propose --endpoint "${data[$b]}" --weight 5
@@ -226,18 +229,18 @@ tell_story() {
   chapter "The partition heals"
   heal_links
   say "   peers.json is as it was."
-  wait_until "$a has caught up" all_at 2 4
+  wait_for "$a to catch up" all_at 2 4
   run 0 status
-  ok "all three are at version 2 with the same hash, $(hash)."
+  ok "all three are at version 2 with the same hash, $(common_hash)."
 
   chapter "Rollback: everything back to digits-v1"
   run 0 rollback
   told '^committed '
-  wait_until "all three have rolled back" all_at 3 5
+  wait_for "all three to roll back" all_at 3 5
   run 0 load --file "$requests" --rate 1000
   answered stable digits-v1 100 100 88 95
   run 0 status
-  ok "all three are at version 3 with the same hash, $(hash)."
+  ok "all three are at version 3 with the same hash, $(common_hash)."
 
   step=''
   say "" "${bold}The story took $SECONDS s, and everything in it was checked.$plain"
