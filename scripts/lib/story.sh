@@ -1,0 +1,247 @@
+# shellcheck shell=bash disable=SC2004,SC2034,SC2154 # read on its own, it has neither the arrays nor the variables of start_mesh.sh
+# The story that start_mesh.sh tells, and checks: everything said to be ok was looked at, and the first thing that is not ends it.
+# Sourced by start_mesh.sh, whose variables and functions it uses.
+
+bold='' green='' plain=''
+if [[ -t 1 && -z ${NO_COLOR:-} ]]; then
+  bold=$'\e[1m' green=$'\e[32m' plain=$'\e[0m'
+fi
+chapters=0
+# What the last command printed, and the last picture of the mesh as JSON.
+said='' picture=''
+# peers.json as it was, while links are cut.
+peers_whole=peers.json.whole
+links_cut=no
+
+# The story is about the mesh as it is shipped. Sets `a`, `b` and `c`, the last being the highest id.
+refuse_other_mesh() {
+  local hint="Restore it with git checkout peers.json, or start it without the story: --no-demo."
+  ((${#ids[@]} == 3)) || die "the story is about three nodes, and peers.json has ${#ids[@]}. $hint"
+  ! grep -q '"partitions"' peers.json || die "the story cuts links by the key partitions, which peers.json has already. $hint"
+  a=${ids[0]} b=${ids[1]} c=${ids[2]}
+}
+
+# One node gets a folder of its own, so that a model is missing there.
+make_poor_models() {
+  models[$c]=$logs/$c.models
+  mkdir -p "${models[$c]}"
+  cp models/digits-v1.onnx models/digits-v2.onnx "${models[$c]}/"
+}
+
+# chapter TITLE
+chapter() {
+  chapters=$((chapters + 1))
+  step="step $chapters ($1)"
+  say "" "$bold$chapters. $1$plain"
+}
+
+# A command, as it can be typed.
+show_command() {
+  say "   $bold\$ $*$plain"
+}
+
+ok() {
+  say "   ${green}ok$plain $*"
+}
+
+# run CODE WORD…: the program with these words, which must end with this exit code.
+run() {
+  local expected=$1 code=0
+  shift
+  show_command "$binary" "$@"
+  said=$("$binary" "$@" 2>&1) || code=$?
+  # When a node was killed meanwhile, the shell has a notice of its own to get rid of.
+  { jobs >/dev/null; } 2>/dev/null
+  say "     ${said//$'\n'/$'\n'     }"
+  ((code == expected)) || die "this should have ended with exit code $expected, and ended with $code."
+}
+
+# told PATTERN: the last command has printed such a line.
+told() {
+  grep -qE -- "$1" <<<"$said" || die "a line like /$1/ should have been printed."
+}
+
+# answered VARIANT MODEL SHARE_MIN SHARE_MAX RIGHT_MIN RIGHT_MAX: the last load's row of this variant is within these, in percent.
+answered() {
+  local row model requests share right
+  row=$(awk -v variant="$1" '$1 == variant { print $2, $3, $4, $5 }' <<<"$said")
+  read -r model requests share right <<<"$row"
+  [[ $model == "$2" ]] || die "$2 should have answered as $1."
+  within "$share" "$3" "$4" || die "the share of $2 is $share %, and should be $3 to $4 %."
+  within "$right" "$5" "$6" || die "$2 was right in $right %, and should be in $5 to $6 %."
+  ok "$2 ($1) answered $requests, which is $share %, and $right % of its answers are right."
+}
+
+within() {
+  awk -v number="$1" -v min="$2" -v max="$3" 'BEGIN { exit !(number >= min && number <= max) }'
+}
+
+# all_at VERSION SLOT [OPTION…]: the nodes asked are well, and all of them there with the same hash.
+all_at() {
+  local version=$1 slot=$2
+  shift 2
+  picture=$("$binary" status --output json "$@" 2>/dev/null) || return 1
+  [[ $(every version) == "$version" && $(every slot) == "$slot" && $(every state_hash) =~ ^[0-9a-f]{64}$ ]]
+}
+
+# every KEY: the different values that the nodes of the picture have there, a line each.
+every() {
+  sed -nE "s/^ {6}\"$1\": \"?([^\",]*)\"?,?\$/\1/p" <<<"$picture" | sort -u
+}
+
+# The transaction that was decided in this slot, by the history of `b`.
+transaction_of() {
+  "$binary" history --endpoint "${data[$b]}" --from "$1" --limit 1 --output json | sed -nE 's/^ +"txid": "(.*)",$/\1/p'
+}
+
+# happened ID TEXT…: one of this node's events has all of these.
+happened() {
+  local events text
+  events=$(<"$logs/$1.events.ndjson")
+  shift
+  for text in "$@"; do
+    events=$(grep -F -- "$text" <<<"$events") || return 1
+  done
+}
+
+# resolved SLOT: whether somebody has, and sets `resolver`. The highest id tries first, the next one 250 ms later.
+resolved() {
+  if happened "$c" '"event":"resolving"' "\"slot\":$1,"; then
+    resolver="$c, the highest id,"
+  else
+    happened "$b" '"event":"resolving"' "\"slot\":$1," && resolver="$b, as $c was slower,"
+  fi
+}
+
+# voted_yes SLOT: both survivors have.
+voted_yes() {
+  happened "$b" '"event":"voted"' "\"slot\":$1," '"yes":true' && happened "$c" '"event":"voted"' "\"slot\":$1," '"yes":true'
+}
+
+common_hash() {
+  every state_hash | cut -c 1-8
+}
+
+# cut_links GROUPS: atomically, as the nodes may read peers.json at any moment.
+cut_links() {
+  local key="\"partitions\": $1," text
+  text=$(<peers.json)
+  links_cut=yes
+  cp -p peers.json peers.json.new
+  mv peers.json.new "$peers_whole"
+  printf '{\n  %s%s\n' "$key" "${text#*\{}" >peers.json.new
+  "$binary" peers check peers.json.new >/dev/null || die "the key $key does not fit into this peers.json."
+  mv peers.json.new peers.json
+}
+
+heal_links() {
+  [[ $links_cut == yes ]] || return 0
+  rm -f peers.json.new
+  [[ ! -f $peers_whole ]] || mv "$peers_whole" peers.json
+  links_cut=no
+}
+
+# After a run that nothing could tidy up after, such as one killed with -9.
+mend_peers_file() {
+  [[ -f $peers_whole ]] || return 0
+  mv "$peers_whole" peers.json
+  say "peers.json was left cut by a story that was killed; it is whole again."
+}
+
+# all_linked VERSION SLOT: all nodes are there, and every link is up at both ends.
+all_linked() {
+  all_at "$@" && links_are up 6
+}
+
+# links_are WORD COUNT: so many ends of links are in this state.
+links_are() {
+  picture=$("$binary" status --output json 2>/dev/null) || true
+  [[ $(grep -c "\"link\": \"$1\"" <<<"$picture") == "$2" ]]
+}
+
+tell_story() {
+  local requests=models/requests.ndjson cut
+  wait_for "all nodes to be linked, at version 0" all_linked 0 0
+
+  chapter "400 held-out digits are answered by digits-v1"
+  run 0 load --file "$requests" --rate 1000
+  answered stable digits-v1 100 100 88 95
+
+  chapter "digits-v2 gets 10 % by one decision of all three nodes"
+  run 0 propose --canary digits-v2 --weight 10
+  told '^committed '
+  wait_for "all three to be at version 1" all_at 1 1
+  run 0 status
+  ok "all three are at version 1 with the same hash, $(common_hash)."
+
+  chapter "The same digits ten times over are split, and digits-v2 is better"
+  run 0 load --file "$requests" --count 4000 --rate 2000
+  answered stable digits-v1 87 93 88 95
+  answered canary digits-v2 7 13 93 100
+
+  chapter "A model that only two nodes have is refused"
+  say "   $c runs with its own folder of models, ${models[$c]}, which lacks digits-v3."
+  run 1 propose --canary digits-v3 --weight 10
+  told '^aborted '
+  told "^$c +no +.*digits-v3"
+  wait_for "all three to record the abort" all_at 1 2
+  ok "$c voted no, so nobody switched: all three are still at version 1, and the abort is on record in slot 2."
+
+  chapter "The coordinator is killed between the votes and the decision"
+  say "   $a is started again with a fault: when all votes are in, and before it decides, it kills itself with SIGKILL."
+  show_command "kill \$(cat $logs/$a.pid)"
+  stop_node "$a"
+  show_command "$binary serve --id $a --fault kill-before-decision &"
+  start_node "$a" --fault kill-before-decision
+  wait_for "$a to be back" all_linked 1 2
+  run 4 propose --endpoint "${data[$a]}" --weight 20
+  await_end "$a"
+  ((ended == 128 + 9)) || die "$a should have been killed by SIGKILL, and ended with $ended."
+  ok "$a is dead, and its caller is told the truth: the outcome is unknown."
+  wait_for "$b and $c to decide without $a" all_at 1 3 --endpoint "${data[$b]}" --endpoint "${data[$c]}"
+  run 0 status --endpoint "${data[$b]}" --endpoint "${data[$c]}"
+  wait_for "$b and $c to tell of their votes" voted_yes 3
+  wait_for "somebody to tell that slot 3 was resolved" resolved 3
+  run 1 tx show "$(transaction_of 3)" --endpoint "${data[$c]}"
+  told '^reason: coordinator lost'
+  ok "$b and $c had voted yes. $resolver resolved slot 3: aborted. Both have the same hash, $(common_hash)."
+
+  chapter "The killed node comes back and catches up"
+  show_command "$binary serve --id $a &"
+  start_node "$a"
+  wait_for "$a to catch up" all_linked 1 3
+  run 0 status
+  ok "$a has replayed its log and learnt of the abort; all three have the same hash, $(common_hash)."
+
+  chapter "A partition: the minority cannot commit, the majority can lower the risk"
+  cut="[[\"$a\"], [\"$b\", \"$c\"]]"
+  cut_links "$cut"
+  say "   peers.json now has ${bold}\"partitions\": $cut$plain, and the nodes read it again."
+  wait_for "the links of $a to be cut at both ends" links_are cut 4
+  run 1 propose --endpoint "${data[$a]}" --weight 50
+  told 'no majority'
+  run 0 propose --endpoint "${data[$b]}" --weight 5
+  told "^$a +excused"
+  run 5 status
+  told "^$a is behind: at slot 3, and others are at 4"
+  ok "$a alone could decide nothing; $b and $c lowered the canary to 5 % without it."
+
+  chapter "The partition heals"
+  heal_links
+  say "   peers.json is as it was."
+  wait_for "$a to catch up" all_at 2 4
+  run 0 status
+  ok "all three are at version 2 with the same hash, $(common_hash)."
+
+  chapter "Rollback: everything back to digits-v1"
+  run 0 rollback
+  told '^committed '
+  wait_for "all three to roll back" all_at 3 5
+  run 0 load --file "$requests" --rate 1000
+  answered stable digits-v1 100 100 88 95
+  run 0 status
+  ok "all three are at version 3 with the same hash, $(common_hash)."
+
+  step=''
+  say "" "${bold}The story took $SECONDS s, and everything in it was checked.$plain"
+}
