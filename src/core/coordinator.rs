@@ -363,6 +363,7 @@ impl Node {
             }
             Tally::GiveUp(cause) => {
                 if voting.is_held_rollback() {
+                    self.stop_voting();
                     self.requeue();
                     self.start_resolving(AbortCause::Preempted(None));
                 } else {
@@ -458,25 +459,25 @@ impl Node {
 
     /// Ends a transaction before any value was proposed at its ballot. Nobody can ever commit it, so its caller may know.
     fn give_up(&mut self, cause: AbortCause) {
-        let Some((voting, flight)) = self.stop_voting() else { return };
+        let (Some(voting), Some(flight)) = (self.stop_voting(), self.in_flight.take()) else { return };
         self.event(Event::GaveUp { slot: flight.slot, txid: flight.txid.clone(), reason: cause.to_string() });
         let mut receipt = self.bare_receipt(flight.txid, Outcome::Aborted(cause));
         receipt.votes = voting.votes();
         self.answer(flight.request.caller, receipt, flight.request.started);
     }
 
-    /// Puts a `reduce` whose slot is held by another back in line: it takes the next slot, under a new txid.
+    /// Puts a `reduce` whose slot is another's back in line: it takes the next slot, under a new txid.
     fn requeue(&mut self) {
-        if let Some((_, flight)) = self.stop_voting() {
+        if let Some(flight) = self.in_flight.take() {
             self.waiting.push_front(flight.request);
         }
     }
 
     /// Ends phase one. This node's own vote is not cast any more, if it was still being thought about.
-    fn stop_voting(&mut self) -> Option<(Voting, InFlight)> {
+    fn stop_voting(&mut self) -> Option<Voting> {
         let Some(Driver::Voting(voting)) = self.driver.take_if(|driver| matches!(driver, Driver::Voting(_))) else { return None };
         self.vetting.remove(&voting.ballot);
-        Some((voting, self.in_flight.take()?))
+        Some(voting)
     }
 
     /// The open slot has been decided, or has taken too long: tells the caller what is true.
@@ -493,6 +494,10 @@ impl Node {
                 Outcome::Unknown(format!("no majority has accepted slot {} in time; it will be settled when one can", flight.slot))
             }
         };
+        let again = flight.request.proposal.kind == Kind::Reduce && !flight.answered && self.now.time < flight.request.until;
+        if again && decision.is_some() && outcome != Outcome::Committed {
+            return self.requeue();
+        }
         let own = decision.filter(|decision| decision.value.txid() == Some(&flight.txid));
         let mut receipt = match own {
             Some(decision) => self.decided_receipt(decision),
