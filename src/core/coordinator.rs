@@ -458,7 +458,7 @@ impl Node {
     }
 
     /// Ends a transaction before any value was proposed at its ballot. Nobody can ever commit it, so its caller may know.
-    fn give_up(&mut self, cause: AbortCause) {
+    pub(super) fn give_up(&mut self, cause: AbortCause) {
         let (Some(voting), Some(flight)) = (self.stop_voting(), self.in_flight.take()) else { return };
         self.event(Event::GaveUp { slot: flight.slot, txid: flight.txid.clone(), reason: cause.to_string() });
         let mut receipt = self.bare_receipt(flight.txid, Outcome::Aborted(cause));

@@ -155,7 +155,8 @@ hex32!(
     Digest
 );
 hex32!(
-    /// The hash of the decision log up to and with a slot: it covers every value so far and the state they led to.
+    /// The hash of the decision log up to and with a slot: of every transaction or abort so far, and of the states they led to.
+    /// Votes, evidence and times are not in it.
     StateHash
 );
 

@@ -10,6 +10,7 @@ use crate::core::ids::{NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Applied, Event, Outcome, Output, Receipt};
 use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message, OpenSummary};
 use crate::core::record::Record;
+use crate::core::resolver::RESOLVE_SPLIT_MS;
 use crate::core::value::{AbortCause, Decision, Value};
 
 /// How long a `FETCH` may go unanswered before another peer is asked, in milliseconds.
@@ -55,9 +56,9 @@ impl Node {
         self.out.push(Output::Apply(Applied { state, slot: head.slot, state_hash: head.state_hash, canary_allowed }));
     }
 
-    /// The first slot that some member is not known to have. What is not known counts as missing.
+    /// The first slot that some member is not known to have for good. What is not known counts as missing.
     pub(super) fn needed_from(&self) -> Slot {
-        let heads = self.others().map(|other| self.liveness.head_slot(other).unwrap_or(0));
+        let heads = self.others().map(|other| self.liveness.peer(other).map_or(0, |peer| peer.kept));
         heads.min().unwrap_or(self.durable.head().slot) + 1
     }
 
@@ -101,6 +102,8 @@ impl Node {
     pub(super) fn diverge(&mut self, reason: String) {
         if self.diverged.is_none() {
             self.diverged = Some(reason.clone());
+            self.give_up(AbortCause::NotReady(reason.clone()));
+            self.driver = None;
             self.event(Event::Diverged { reason });
             self.apply();
         }
@@ -158,7 +161,8 @@ impl Node {
         self.check_caught_up();
     }
 
-    /// Section 7: after a restart a node serves stable only, until it is where a majority is.
+    /// After a restart a node serves stable only, until it is where a majority is. A value that was accepted in the open slot
+    /// may be a decision that everybody has forgotten, a rollback perhaps: that slot is settled first.
     pub(super) fn check_caught_up(&mut self) {
         if self.caught_up || !self.durable.state().members.contains_key(self.id()) {
             return;
@@ -169,7 +173,15 @@ impl Node {
         }
         let heads: Vec<_> = self.others().filter_map(|other| self.liveness.peer(other)?.head).map(|head| head.slot).collect();
         let enough = heads.len() + 1 >= self.durable.state().majority();
-        if enough && heads.iter().all(|head| *head <= self.durable.head().slot) {
+        if !enough || heads.iter().any(|head| *head > self.durable.head().slot) {
+            return;
+        }
+        let (own, slot) = (self.durable.open().accepted.is_some(), self.open_slot());
+        let elsewhere = self.others().any(|other| self.liveness.peer(other).is_some_and(|peer| peer.accepted == Some(slot)));
+        if own && self.driver.is_none() && self.resolve_tries == 0 {
+            self.arm(RESOLVE_SPLIT_MS, RESOLVE_SPLIT_MS, AbortCause::CoordinatorLost);
+        }
+        if !own && !elsewhere {
             self.caught_up = true;
             self.event(Event::CaughtUp { slot: self.durable.head().slot });
             self.apply();
@@ -197,7 +209,8 @@ impl Node {
     fn heartbeat(&self, digest: Vec<DigestEntry>) -> Heartbeat {
         let open = self.durable.open();
         let prepared = open.prepared.as_ref().map(|tx| tx.txid.clone());
-        let summary = OpenSummary { slot: self.open_slot(), promised: open.promised.clone(), prepared };
+        let accepted = open.accepted.is_some();
+        let summary = OpenSummary { slot: self.open_slot(), promised: open.promised.clone(), prepared, accepted };
         let open = open.promised.is_some().then_some(summary);
         Heartbeat { beat: self.beats, head: self.durable.head(), open, health: self.health.clone(), digest }
     }
@@ -276,8 +289,7 @@ impl Node {
 
     /// Keeps the receipt of a transaction that got no slot; of the others the log tells.
     pub(super) fn remember(&mut self, receipt: &Receipt) {
-        let settled = matches!(&receipt.outcome, Outcome::Aborted(cause) if !matches!(cause, AbortCause::Busy(_)));
-        if receipt.slot.is_none() && settled {
+        if receipt.slot.is_none() && matches!(receipt.outcome, Outcome::Aborted(_)) {
             if self.receipts.len() == RECEIPTS_KEPT_MAX {
                 self.receipts.pop_front();
             }

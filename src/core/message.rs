@@ -189,6 +189,8 @@ pub struct OpenSummary {
     pub promised: Option<Ballot>,
     /// The transaction prepared in it.
     pub prepared: Option<TxId>,
+    /// A value has been accepted in it: it may be decided, without this node knowing.
+    pub accepted: bool,
 }
 
 /// HEALTH_SNAPSHOT: a node's own health, compact.

@@ -18,8 +18,8 @@ use crate::core::{Driver, Node};
 pub const RESOLVE_RANK_MS: u64 = 250;
 /// How long a coordinator whose slot was split waits for the other's decision before it resolves, in milliseconds.
 pub const RESOLVE_SPLIT_MS: u64 = 25;
-/// First pause after a try that found no majority, in milliseconds. Doubles with every try.
-pub const RESOLVE_AGAIN_MS: u64 = 25;
+/// First pause after a try that found no majority, in milliseconds. Doubles with every further try.
+pub const RESOLVE_AGAIN_MS: u64 = 50;
 /// Longest pause after a try that found no majority, in milliseconds.
 pub const RESOLVE_AGAIN_MS_MAX: u64 = 4_000;
 
@@ -70,7 +70,7 @@ impl Node {
         }
     }
 
-    fn arm(&mut self, delay_ms: u64, rank_ms: u64, cause: AbortCause) {
+    pub(super) fn arm(&mut self, delay_ms: u64, rank_ms: u64, cause: AbortCause) {
         self.resolver = Some(ResolveTimer { armed_at: self.now.time, delay_ms, rank_ms, cause });
     }
 
@@ -153,8 +153,8 @@ impl Node {
             Some(Driver::Resolving(resolving)) => resolving.cause,
             _ => AbortCause::CoordinatorLost,
         };
-        self.resolve_tries = self.resolve_tries.saturating_add(1);
         let pause = RESOLVE_AGAIN_MS.saturating_mul(1 << self.resolve_tries.min(8)).min(RESOLVE_AGAIN_MS_MAX);
+        self.resolve_tries = self.resolve_tries.saturating_add(1);
         self.arm(pause, RESOLVE_SPLIT_MS, cause);
     }
 }

@@ -266,7 +266,7 @@ fn messages() -> Vec<Message> {
     let decision = |value: Value| Decision { slot: 4, value, version: 2, state_hash: hash };
     let head = Head { slot: 3, version: 2, state_hash: hash };
     let (slot, promised) = (4, ballot());
-    let open = Some(OpenSummary { slot, promised: Some(ballot()), prepared: Some(routes.txid.clone()) });
+    let open = Some(OpenSummary { slot, promised: Some(ballot()), prepared: Some(routes.txid.clone()), accepted: true });
     let health = HealthSnapshot { reasons: vec!["slow".into()], routes: vec![evidence] };
     let digest = vec![DigestEntry { node: id("c"), incarnation: 1, beat: 2, head: 3 }];
     let prepare = |answer| Message::PrepareResp { slot, ballot: ballot(), answer };
