@@ -105,6 +105,20 @@ pub(super) fn brief(reason: &str) -> String {
     reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
+/// Takes the first frame off `bytes` and gives its body; `None` while it is not there as a whole.
+pub(super) fn take<'a>(bytes: &mut &'a [u8]) -> Result<Option<&'a [u8]>, FrameError> {
+    let Some((length, rest)) = bytes.split_first_chunk() else { return Ok(None) };
+    let Some((body, rest)) = rest.split_at_checked(body_bytes(*length, FRAME_BYTES_MAX)?) else { return Ok(None) };
+    *bytes = rest;
+    Ok(Some(body))
+}
+
+/// What a length field says.
+fn body_bytes(length: [u8; LENGTH_BYTES], bytes_max: usize) -> Result<usize, FrameError> {
+    let bytes = u32::from_be_bytes(length) as usize;
+    if bytes > bytes_max { Err(FrameError::TooLarge { bytes, bytes_max }) } else { Ok(bytes) }
+}
+
 /// Reads one frame's body of at most `bytes_max`. Not to be dropped half-way: it would forget what it has read.
 pub(super) async fn read(reader: &mut (impl AsyncBufRead + Unpin), bytes_max: usize) -> Result<Vec<u8>, FrameError> {
     if reader.fill_buf().await?.is_empty() {
@@ -112,11 +126,7 @@ pub(super) async fn read(reader: &mut (impl AsyncBufRead + Unpin), bytes_max: us
     }
     let mut length = [0; LENGTH_BYTES];
     reader.read_exact(&mut length).await.map_err(half)?;
-    let bytes = u32::from_be_bytes(length) as usize;
-    if bytes > bytes_max {
-        return Err(FrameError::TooLarge { bytes, bytes_max });
-    }
-    let mut body = vec![0; bytes];
+    let mut body = vec![0; body_bytes(length, bytes_max)?];
     reader.read_exact(&mut body).await.map_err(half)?;
     Ok(body)
 }
@@ -161,6 +171,22 @@ mod tests {
             let refused = read_from(&framed(bytes, &[]), FRAME_BYTES_MAX).unwrap_err();
             assert_eq!(refused.to_string(), format!("a frame of {bytes} bytes is over the limit of 1048576"));
         }
+    }
+
+    #[test]
+    fn a_frame_is_taken_when_it_is_whole_and_refused_when_its_length_is_there() {
+        let two = [framed(2, &[7, 8]), framed(0, &[])].concat();
+        for cut in 0..6 {
+            let mut part = &two[..cut];
+            assert_eq!((take(&mut part).unwrap(), part), (None, &two[..cut]), "cut at {cut}");
+        }
+        let mut rest = &two[..];
+        assert_eq!(take(&mut rest).unwrap(), Some(&[7, 8][..]));
+        assert_eq!(take(&mut rest).unwrap(), Some(&[][..]));
+        assert_eq!((take(&mut rest).unwrap(), rest), (None, &[][..]));
+        assert_eq!(take(&mut framed(FRAME_BYTES_MAX, &[]).as_slice()).unwrap(), None);
+        let over = framed(FRAME_BYTES_MAX + 1, &[]);
+        assert!(matches!(take(&mut &over[..]), Err(FrameError::TooLarge { bytes_max: FRAME_BYTES_MAX, .. })));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! One established link: what it owes the peer, and how it ends.
 //!
 //! [`Link::send`] may be called from any thread and never waits: it writes to the socket itself while nothing is queued, and queues the
-//! rest for [`run`], the one task of the link.
+//! rest for [`run`], the one task of the link. What the peer sends is read by the mesh's reader (`reader.rs`).
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,21 +11,18 @@ use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use async_std::channel::{Receiver, Sender, bounded};
-use async_std::task::yield_now;
 use futures::FutureExt;
 
 use crate::core::ids::{DiskId, Incarnation};
 use crate::core::message::Message;
-use crate::mesh::frame::{self, FRAME_BYTES_MAX, LENGTH_BYTES, Packet};
+use crate::mesh::frame::{self, LENGTH_BYTES, Packet};
 use crate::mesh::handshake::Hello;
-use crate::mesh::socket::{Socket, Stream};
+use crate::mesh::socket::Socket;
 
 /// Bytes that may wait for a slow peer before its link is dropped. What the kernel buffers comes on top.
 pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Messages that may wait for a slow peer before its link is dropped.
 pub const QUEUE_MESSAGES_MAX: usize = 8 * 1024;
-/// Packets read in a row before the link's other duties get their turn.
-const READ_PACKETS_MAX: usize = 32;
 
 /// Wakes one task. Rings while nobody listens are kept, as one.
 pub(super) struct Bell {
@@ -80,6 +77,10 @@ impl End {
     pub fn refused(reason: impl Into<String>) -> End {
         End { reason: reason.into(), refused: true }
     }
+
+    pub fn stopping() -> End {
+        End::broken("this node is stopping")
+    }
 }
 
 /// A link that is up, or was.
@@ -94,8 +95,10 @@ pub(super) struct Link {
     to_flush: Bell,
     to_end: Bell,
     started: Instant,
-    /// Milliseconds from `started` to the last packet; `u64::MAX` while one is being handed on.
+    /// Milliseconds from `started` to the last packet; `u64::MAX` while nothing is read.
     heard_ms: AtomicU64,
+    /// Whether what it receives may still be handed on. Taken after `out` where both are.
+    open: Mutex<bool>,
 }
 
 /// What has not been written yet.
@@ -142,7 +145,8 @@ impl Link {
             to_flush: Bell::new(),
             to_end: Bell::new(),
             started: Instant::now(),
-            heard_ms: AtomicU64::new(0),
+            heard_ms: AtomicU64::new(u64::MAX),
+            open: Mutex::new(true),
         }
     }
 
@@ -196,11 +200,23 @@ impl Link {
     fn end_locked(&self, out: &mut Out, end: End) {
         if out.end.is_none() {
             *out = Out { end: Some(end), ..Out::default() };
+            *self.open() = false;
             self.to_end.ring();
         }
     }
 
-    fn failed(&self, error: &dyn std::error::Error) -> End {
+    /// Whether it has not ended. It does not end while the guard is held.
+    pub fn open(&self) -> MutexGuard<'_, bool> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the reader.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// The end that comes of an error.
+    pub fn failed(&self, error: &dyn std::error::Error) -> End {
         End::broken(format!("{}: {error}", self.socket.address))
     }
 
@@ -212,10 +228,6 @@ impl Link {
     /// For how long the link has been up.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
-    }
-
-    fn has_ended(&self) -> bool {
-        self.out().end.is_some()
     }
 
     fn age_ms(&self) -> u64 {
@@ -244,50 +256,40 @@ impl Link {
         }
     }
 
-    /// Reads and hands on, until the link fails or nobody wants its messages.
-    async fn read<F: Future<Output = bool>>(&self, stream: &mut Stream, deliver: impl Fn(Message) -> F) -> End {
-        for count in 1_usize.. {
-            let body = match frame::read(stream, FRAME_BYTES_MAX).await {
-                Ok(body) => body,
-                Err(error) => return self.failed(&error),
-            };
-            add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
-            let message = match frame::decode(&body) {
-                Ok(Packet::Message(message)) => message,
-                Ok(Packet::Refused { reason }) => {
-                    return End::refused(format!("{} refused this node: {}", self.socket.address, frame::brief(&reason)));
-                }
-                Ok(Packet::Hello(_) | Packet::Welcome) => return End::broken(format!("{}: a message out of turn", self.socket.address)),
-                Err(error) => return self.failed(&error),
-            };
-            drop(body);
-            if self.has_ended() {
-                break;
+    /// The message in a frame's body, or the end that it makes.
+    pub fn unpack(&self, body: &[u8]) -> Result<Message, End> {
+        add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
+        match frame::decode(body) {
+            Ok(Packet::Message(message)) => Ok(message),
+            Ok(Packet::Refused { reason }) => {
+                Err(End::refused(format!("{} refused this node: {}", self.socket.address, frame::brief(&reason))))
             }
-            self.heard_ms.store(u64::MAX, Ordering::Relaxed);
-            if !deliver(message).await {
-                break;
-            }
-            self.heard_ms.store(self.age_ms(), Ordering::Relaxed);
-            add(&self.counters.messages_received, 1);
-            if count % READ_PACKETS_MAX == 0 {
-                yield_now().await;
-            }
+            Ok(Packet::Hello(_) | Packet::Welcome) => Err(End::broken(format!("{}: a message out of turn", self.socket.address))),
+            Err(error) => Err(self.failed(&error)),
         }
-        End::broken("this node is stopping")
+    }
+
+    /// A message has been handed on.
+    pub fn received(&self) {
+        self.heard();
+        add(&self.counters.messages_received, 1);
+    }
+
+    /// The peer's silence counts from now.
+    pub fn heard(&self) {
+        self.heard_ms.store(self.age_ms(), Ordering::Relaxed);
+    }
+
+    /// The peer's silence does not count: nothing is read.
+    pub fn unheard(&self) {
+        self.heard_ms.store(u64::MAX, Ordering::Relaxed);
     }
 }
 
-/// Runs a link until it ends. `deliver` waits until there is room for the message, and says whether anybody wants more.
-pub(super) async fn run<F: Future<Output = bool>>(
-    link: &Link,
-    stream: &mut Stream,
-    silence_ms_max: u64,
-    deliver: impl Fn(Message) -> F,
-) -> End {
+/// Runs a link until it ends.
+pub(super) async fn run(link: &Link, silence_ms_max: u64) -> End {
     let end = futures::select_biased! {
         () = link.to_end.wait().fuse() => None,
-        end = link.read(stream, deliver).fuse() => Some(end),
         end = link.flush().fuse() => Some(end),
         end = link.silence(silence_ms_max).fuse() => Some(end),
     };

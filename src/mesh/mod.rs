@@ -1,8 +1,9 @@
 //! The mesh: one link to every peer of peers.json. Knows bytes and peers, not what is agreed over them.
 //!
 //! The lower id dials (`dial.rs`) and the higher listens (`listen.rs`); a handshake (`handshake.rs`) settles who may talk; a link
-//! (`link.rs`) carries frames (`frame.rs`). Each peer has one task (`peer.rs`) that runs its links one after the other, so the events of a
-//! peer are in order: `LinkUp`, its messages in the order they were sent and each at most once, `LinkDown`, and so on.
+//! (`link.rs`) carries frames (`frame.rs`), and one thread reads them all (`reader.rs`). Each peer has one task (`peer.rs`) that runs its
+//! links one after the other, so the events of a peer are in order: `LinkUp`, its messages in the order they were sent and each at most
+//! once, `LinkDown`, and so on.
 
 mod dial;
 mod frame;
@@ -10,6 +11,7 @@ mod handshake;
 mod link;
 mod listen;
 mod peer;
+mod reader;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ use crate::core::message::Message;
 use crate::mesh::frame::Packet;
 use crate::mesh::link::Counters;
 use crate::mesh::peer::{Peer, Standing};
+use crate::mesh::reader::Reader;
 
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +143,7 @@ pub struct Mesh {
 struct Shared {
     identity: Arc<Identity>,
     events: Sender<MeshEvent>,
+    reader: Arc<Reader>,
     /// Everybody who was ever in peers.json: the one task of a peer is kept even when the peer is taken out and put in again.
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -160,8 +164,8 @@ impl Mesh {
     /// more is read from the peers. When its receiver is dropped, the links end.
     pub fn start(identity: Identity, listener: TcpListener, config: MeshConfig, events: Sender<MeshEvent>) -> io::Result<Mesh> {
         let listener = Async::new(listener)?;
-        let identity = Arc::new(identity);
-        let mesh = Mesh { shared: Arc::new(Shared { identity, events, peers: RwLock::default(), tasks: Mutex::default() }) };
+        let (identity, reader) = (Arc::new(identity), Reader::start(events.clone())?);
+        let mesh = Mesh { shared: Arc::new(Shared { identity, events, reader, peers: RwLock::default(), tasks: Mutex::default() }) };
         mesh.configure(config);
         mesh.shared.tasks().push(task::spawn(listen::listen(mesh.shared.clone(), listener)));
         Ok(mesh)
@@ -193,8 +197,8 @@ impl Mesh {
             peer.configure(standings.remove(id).unwrap_or(Standing::Unlisted), silence_ms_max);
         }
         for (id, standing) in standings {
-            let (ours, events) = (self.shared.identity.clone(), self.shared.events.clone());
-            let peer = Arc::new(Peer::new(id.clone(), ours, events, standing, silence_ms_max));
+            let (ours, events, reader) = (self.shared.identity.clone(), self.shared.events.clone(), self.shared.reader.clone());
+            let peer = Arc::new(Peer::new(id.clone(), ours, events, reader, standing, silence_ms_max));
             self.shared.tasks().push(task::spawn(peer.clone().keep()));
             peers.insert(id, peer);
         }
@@ -221,5 +225,6 @@ impl Mesh {
         }
         let peers: Vec<_> = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         peers.iter().for_each(|peer| peer.stop());
+        self.shared.reader.stop();
     }
 }

@@ -13,6 +13,7 @@ use crate::core::ids::{DiskId, Incarnation, NodeId};
 use crate::mesh::dial::{self, BACKOFF_MS_MAX, Backoff, DialError, REFUSED_RETRY_MS};
 use crate::mesh::handshake::{self, Hello, Identity, Known, Refusal};
 use crate::mesh::link::{self, Bell, Counters, End, Link};
+use crate::mesh::reader::Reader;
 use crate::mesh::socket::{Stream, linger};
 use crate::mesh::{LinkStatus, MeshEvent};
 
@@ -32,6 +33,7 @@ pub(super) struct Peer {
     id: NodeId,
     ours: Arc<Identity>,
     events: Sender<MeshEvent>,
+    reader: Arc<Reader>,
     state: Mutex<State>,
     changed: Bell,
     counters: Arc<Counters>,
@@ -71,9 +73,16 @@ impl State {
 }
 
 impl Peer {
-    pub fn new(id: NodeId, ours: Arc<Identity>, events: Sender<MeshEvent>, standing: Standing, silence_ms_max: u64) -> Peer {
+    pub fn new(
+        id: NodeId,
+        ours: Arc<Identity>,
+        events: Sender<MeshEvent>,
+        reader: Arc<Reader>,
+        standing: Standing,
+        silence_ms_max: u64,
+    ) -> Peer {
         let state = State { standing, silence_ms_max, link: None, arrived: None, trouble: None };
-        Peer { id, ours, events, state: Mutex::new(state), changed: Bell::new(), counters: Arc::default() }
+        Peer { id, ours, events, reader, state: Mutex::new(state), changed: Bell::new(), counters: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,7 +144,7 @@ impl Peer {
     /// Drops the link. For when the task is gone.
     pub fn stop(&self) {
         let mut state = self.state();
-        state.end(End::broken("this node is stopping"));
+        state.end(End::stopping());
         state.link = None;
     }
 
@@ -162,8 +171,8 @@ impl Peer {
     pub async fn keep(self: Arc<Self>) {
         let mut backoff = Backoff::new(|limit_ms| fastrand::u64(..=limit_ms));
         while !self.events.is_closed() {
-            let (mut stream, link) = if self.dials() { self.dialled(&mut backoff).await } else { self.arrival().await };
-            let end = self.run(&mut stream, &link).await;
+            let (stream, link) = if self.dials() { self.dialled(&mut backoff).await } else { self.arrival().await };
+            let end = self.run(&stream, &link).await;
             if link.age() > Duration::from_millis(BACKOFF_MS_MAX) {
                 backoff.reset();
             }
@@ -180,12 +189,12 @@ impl Peer {
     }
 
     /// Runs one link, from its first event to its last.
-    async fn run(&self, stream: &mut Stream, link: &Arc<Link>) -> End {
+    async fn run(&self, stream: &Stream, link: &Arc<Link>) -> End {
         let (peer, incarnation, disk_id) = (self.id.clone(), link.incarnation, link.disk_id);
         self.tell(MeshEvent::LinkUp { peer: peer.clone(), incarnation, disk_id }).await;
         let silence_ms_max = self.state().silence_ms_max;
-        let deliver = |message| self.tell(MeshEvent::Message { from: peer.clone(), incarnation, message });
-        let end = link::run(link, stream, silence_ms_max, deliver).await;
+        self.reader.take(link.clone(), peer.clone(), stream.buffer().to_vec());
+        let end = link::run(link, silence_ms_max).await;
         {
             let mut state = self.state();
             state.link = None;
@@ -198,9 +207,9 @@ impl Peer {
         end
     }
 
-    /// Hands an event on. False when nobody takes them any more.
-    async fn tell(&self, event: MeshEvent) -> bool {
-        self.events.send(event).await.is_ok()
+    async fn tell(&self, event: MeshEvent) {
+        // Nobody to tell means that the node stops.
+        let _told = self.events.send(event).await;
     }
 
     /// Waits, but no longer than until peers.json changes for this peer or it has dialled. Says whether that was so.

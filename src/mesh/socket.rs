@@ -1,7 +1,8 @@
-//! A TCP connection that a task reads and any thread may write to.
+//! A TCP connection that any thread may read and write without waiting, and a task with it.
 
 use std::io::{self, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -70,6 +71,12 @@ pub(super) async fn linger(mut stream: Stream) {
         let _slow = timeout(Duration::from_millis(LINGER_MS_MAX), drain).await;
     }
     socket.shutdown();
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.as_fd()
+    }
 }
 
 impl AsyncRead for Socket {

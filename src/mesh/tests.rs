@@ -536,6 +536,45 @@ fn a_node_takes_no_more_from_its_peers_than_it_can_hand_on() {
 }
 
 #[test]
+fn what_comes_in_one_piece_with_the_handshake_is_handed_on_without_waiting_for_more() {
+    let (mut b, at_b) = listener_b();
+    let mut hand = Hand::dial(at_b);
+    hand.greet(&identity("a"));
+    assert!(matches!(hand.read(), Some(Packet::Hello(_))));
+    let packets = [Packet::Welcome, Packet::Message(&fetch(1)), Packet::Message(&fetch(2))];
+    let mut bytes: Vec<_> = packets.iter().flat_map(|packet| frame::encode(packet).unwrap()).collect();
+    let last = bytes.pop().unwrap();
+    hand.0.write_all(&bytes).unwrap();
+    b.up("a");
+    assert_eq!(b.message(), fetch(1));
+    hand.0.write_all(&[last]).unwrap();
+    assert_eq!(b.message(), fetch(2));
+}
+
+#[test]
+fn a_mesh_that_waits_for_room_stops_and_then_says_nothing_more() {
+    let (listener, at_b) = bind();
+    let (sender, events) = bounded(1);
+    let mesh = Mesh::start(identity("b"), listener, config(&[("a", nowhere())]), sender).unwrap();
+    let mut hand = Hand::link(at_b, &identity("a"));
+    assert!(matches!(block_on(events.recv()), Ok(MeshEvent::LinkUp { .. })));
+    for number in 0..20 {
+        hand.write(&Packet::Message(&fetch(number)));
+    }
+    let since = Instant::now();
+    while !events.is_full() {
+        assert!(since.elapsed() < WAIT, "waited in vain for the first message");
+        std::thread::yield_now();
+    }
+    block_on(mesh.stop());
+    assert!(matches!(events.try_recv(), Ok(MeshEvent::Message { message: Message::Fetch { from: 0 }, .. })));
+    // The queue ends when the last of the mesh that could fill it is gone: its thread too.
+    drop(mesh);
+    assert!(block_on(timeout(WAIT, events.recv())).unwrap().is_err());
+    assert_eq!(hand.read(), None);
+}
+
+#[test]
 fn a_peer_that_never_reads_loses_its_link_and_memory_stays_bounded() {
     for (bytes, sends_max) in [(1_000_000, 1_000), (10, 1_000_000)] {
         let (mut b, at_b) = listener_b();
