@@ -95,7 +95,7 @@ enum Tally {
 }
 
 impl Voting {
-    /// Section 4, step 3: what a coordinator may do with what it has heard. `linked` are the members still worth waiting
+    /// What a coordinator may do with what it has heard. `linked` are the members still worth waiting
     /// for; `over` says that the deadline has passed.
     fn tally(&self, state: &RoutingState, linked: &BTreeSet<NodeId>, over: bool) -> Tally {
         let heard = |node: &NodeId| self.heard.get(node);

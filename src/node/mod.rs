@@ -102,9 +102,7 @@ pub enum ServeError {
     #[error(transparent)]
     Log(#[from] WalError),
     /// The log's records do not follow from each other.
-    #[error(
-        "{path}: {error}; nothing was changed. Restore this file from a backup, or keep it for the report and start this node as a new member"
-    )]
+    #[error("{path}: {error}; nothing was changed. Keep this file: it is evidence. Put a copy back that was made after this node stopped")]
     Replay {
         /// The log.
         path: String,
