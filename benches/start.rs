@@ -4,7 +4,7 @@
 //! compaction that the node's loop does; then the log is opened and replayed, and last a real process is started on it.
 //! The log lies in memory (/dev/shm) where there is such a place, since building it needs two syncs a transaction.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, clippy::panic, reason = "a benchmark that fails says where, and prints its figures")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that fails says where, and prints its figures")]
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
@@ -21,6 +21,7 @@ use canary_mesh::core::state::{CanaryChange, Change, Kind, Model, RouteChange, W
 use canary_mesh::core::value::Vote;
 use canary_mesh::peers::PeersFile;
 use canary_mesh::wal::Wal;
+use sha2::{Digest as _, Sha256};
 
 fn main() {
     let transactions: u64 = std::env::var("TRANSACTIONS").map_or(1_000_000, |text| text.parse().unwrap());
@@ -91,6 +92,8 @@ fn build(peers: &PeersFile, log: &Path, transactions: u64) -> (Duration, f64) {
     let mut wal = Wal::create(log, &records).unwrap();
     let timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
     let mut node = Node::new(Durable::replay(records).unwrap(), timing);
+    let file = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/digits-v2.onnx")).unwrap();
+    let model = Model { id: ModelId::new("digits-v2").unwrap(), digest: Some(Digest(Sha256::digest(file).into())) };
     let (mut now, mut largest) = (0, 0.0_f64);
     let mut inputs = VecDeque::from([Input::Tick]);
     for n in 0..=transactions {
@@ -120,15 +123,14 @@ fn build(peers: &PeersFile, log: &Path, transactions: u64) -> (Duration, f64) {
             wal.compact(&node.compact()).unwrap();
         }
         if n < transactions {
-            inputs.push_back(Input::Propose { caller: n, proposal: proposal(n) });
+            inputs.push_back(Input::Propose { caller: n, proposal: proposal(n, model.clone()) });
         }
     }
     assert_eq!(node.durable().head().slot, transactions);
     (start.elapsed(), largest.max(mb(log)))
 }
 
-fn proposal(n: u64) -> Proposal {
-    let model = Model { id: ModelId::new("digits-v2").unwrap(), digest: Some(Digest([2; 32])) };
+fn proposal(n: u64, model: Model) -> Proposal {
     let weights = Weights::with_canary(if n.is_multiple_of(2) { 100 } else { 200 }).unwrap();
     let change = RouteChange { stable: None, canary: CanaryChange::Set(model), weights: Some(weights) };
     let change = Change::Routes([(RouteName::new("default").unwrap(), change)].into());

@@ -20,8 +20,8 @@
 //!
 //! The record of a decision waits for no message: it is appended with the next sync, or after a tenth of a second.
 //!
-//! Everything else runs beside that thread: links ([`mesh`]) and HTTP ([`http`]) on async-std's threads, inference on threads of
-//! each model, the events on a thread that writes them. A request to the data plane reads one immutable snapshot
+//! Everything else runs beside that thread: dialling and writing to links ([`mesh`]) and HTTP ([`http`]) on async-std's threads,
+//! reading from all links on one thread of its own, inference on threads of each model, the events on a thread that writes them. A request to the data plane reads one immutable snapshot
 //! ([`gateway`]) and never waits for the core.
 //!
 //! # Invariants, and what holds them up
