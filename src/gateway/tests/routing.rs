@@ -96,6 +96,8 @@ fn a_model_is_prepared_once_and_only_if_its_file_is_the_one_that_is_meant() {
 fn the_stable_model_before_a_promotion_stays_loaded() {
     let gateway = demo();
     route_loaded(&gateway, &state(1, "digits-v1", Some(("digits-v2", 5_000))));
+    // It serves as soon as it is loaded; prepared it is when it has been tried out, too.
+    until("digits-v1 has been tried out", || gateway.is_prepared(&model("digits-v1")));
     let mut promoted = state(2, "digits-v2", None);
     promoted.routes.get_mut(&route_name()).unwrap().previous_stable = Some(model("digits-v1"));
     gateway.route(&promoted, true);
