@@ -186,9 +186,14 @@ impl Mesh {
         self.get(at, path).unwrap_or_else(|| panic!("{} does not answer", self.nodes[at].id)).json()
     }
 
+    /// All nodes ready, and every link up: a node that was restarted is ready with one link, and the others may still be waiting
+    /// to dial it again.
     pub fn wait_ready(&self) {
         for at in 0..self.nodes.len() {
             self.wait_node_ready(at);
+            wait_for(&format!("the links of {}", self.nodes[at].id), || {
+                self.json(at, "/peers")["peers"].as_array().unwrap().iter().all(|peer| peer["link"] == "up")
+            });
         }
     }
 
