@@ -94,28 +94,28 @@ transaction_of() {
   "$binary" history --endpoint "${data[$b]}" --from "$1" --limit 1 --output json | sed -nE 's/^ +"txid": "(.*)",$/\1/p'
 }
 
-# happened ID TEXT…: one of this node's events has all of these.
+# happened ID PATTERN…: one of this node's events has all of these. A field may be the last of its line, or not: [,}].
 happened() {
   local events text
   events=$(<"$logs/$1.events.ndjson")
   shift
   for text in "$@"; do
-    events=$(grep -F -- "$text" <<<"$events") || return 1
+    events=$(grep -e "$text" <<<"$events") || return 1
   done
 }
 
 # resolved SLOT: whether somebody has, and sets `resolver`. The highest id tries first, the next one 250 ms later.
 resolved() {
-  if happened "$c" '"event":"resolving"' "\"slot\":$1,"; then
+  if happened "$c" '"event":"resolving"' "\"slot\":$1[,}]"; then
     resolver="$c, the highest id,"
   else
-    happened "$b" '"event":"resolving"' "\"slot\":$1," && resolver="$b, as $c was slower,"
+    happened "$b" '"event":"resolving"' "\"slot\":$1[,}]" && resolver="$b, as $c was slower,"
   fi
 }
 
 # voted_yes SLOT: both survivors have.
 voted_yes() {
-  happened "$b" '"event":"voted"' "\"slot\":$1," '"yes":true' && happened "$c" '"event":"voted"' "\"slot\":$1," '"yes":true'
+  happened "$b" '"event":"voted"' "\"slot\":$1[,}]" '"yes":true' && happened "$c" '"event":"voted"' "\"slot\":$1[,}]" '"yes":true'
 }
 
 common_hash() {
