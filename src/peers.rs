@@ -231,7 +231,9 @@ impl PeersFile {
         let (now, before) = (ids(self), ids(old));
         if now != before {
             let (added, gone) = (names(now.difference(&before)), names(before.difference(&now)));
-            return invalid(format!("the ids in peers changed (new: {added}; gone: {gone}); that needs a restart of every node"));
+            return invalid(format!(
+                "the ids in peers changed (new: {added}; gone: {gone}); the members of a mesh cannot change yet: put the ids back"
+            ));
         }
         Ok(())
     }
