@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ use crate::mesh::socket::Socket;
 pub const QUEUE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Messages that may wait for a slow peer before its link is dropped.
 pub const QUEUE_MESSAGES_MAX: usize = 8 * 1024;
+
+/// When this node is late with reading: how long until a peer's silence is looked at again, in milliseconds.
+const UNREAD_AGAIN_MS: u64 = 100;
 
 /// Wakes one task. Rings while nobody listens are kept, as one.
 pub(super) struct Bell {
@@ -95,10 +98,10 @@ pub(super) struct Link {
     to_flush: Bell,
     to_end: Bell,
     started: Instant,
-    /// Milliseconds from `started` to the last packet; `u64::MAX` while nothing is read.
+    /// Milliseconds from `started` to the last packet; `u64::MAX` before the first reading.
     heard_ms: AtomicU64,
-    /// Whether what it receives may still be handed on. Taken after `out` where both are.
-    open: Mutex<bool>,
+    /// Whether what it receives may still be handed on.
+    open: AtomicBool,
 }
 
 /// What has not been written yet.
@@ -146,7 +149,7 @@ impl Link {
             to_end: Bell::new(),
             started: Instant::now(),
             heard_ms: AtomicU64::new(u64::MAX),
-            open: Mutex::new(true),
+            open: AtomicBool::new(true),
         }
     }
 
@@ -200,14 +203,14 @@ impl Link {
     fn end_locked(&self, out: &mut Out, end: End) {
         if out.end.is_none() {
             *out = Out { end: Some(end), ..Out::default() };
-            *self.open() = false;
+            self.open.store(false, Ordering::Release);
             self.to_end.ring();
         }
     }
 
-    /// Whether it has not ended. It does not end while the guard is held.
-    pub fn open(&self) -> MutexGuard<'_, bool> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether it has not ended.
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
     }
 
     /// For the reader.
@@ -245,12 +248,14 @@ impl Link {
         }
     }
 
-    /// Waits until nothing has come for too long.
+    /// Waits until nothing has come for too long. While something waits to be read it is this node that is late.
     async fn silence(&self, silence_ms_max: u64) -> End {
         loop {
             let silent_ms = self.age_ms().saturating_sub(self.heard_ms.load(Ordering::Relaxed));
-            let Some(left_ms) = silence_ms_max.checked_sub(silent_ms).filter(|left_ms| *left_ms > 0) else {
-                return End::broken(format!("{}: no message for {silence_ms_max} ms", self.socket.address));
+            let left_ms = match silence_ms_max.saturating_sub(silent_ms) {
+                0 if self.socket.has_unread() => UNREAD_AGAIN_MS,
+                0 => return End::broken(format!("{}: no message for {silence_ms_max} ms", self.socket.address)),
+                left_ms => left_ms,
             };
             Timer::after(Duration::from_millis(left_ms)).await;
         }
@@ -278,11 +283,6 @@ impl Link {
     /// The peer's silence counts from now.
     pub fn heard(&self) {
         self.heard_ms.store(self.age_ms(), Ordering::Relaxed);
-    }
-
-    /// The peer's silence does not count: nothing is read.
-    pub fn unheard(&self) {
-        self.heard_ms.store(u64::MAX, Ordering::Relaxed);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The mesh: one link to every peer of peers.json. Knows bytes and peers, not what is agreed over them.
 //!
 //! The lower id dials (`dial.rs`) and the higher listens (`listen.rs`); a handshake (`handshake.rs`) settles who may talk; a link
-//! (`link.rs`) carries frames (`frame.rs`), and one thread reads them all (`reader.rs`). Each peer has one task (`peer.rs`) that runs its
+//! (`link.rs`) carries frames (`frame.rs`), and one thread, the caller's, reads them all (`reader.rs`). Each peer has one task (`peer.rs`) that runs its
 //! links one after the other, so the events of a peer are in order: `LinkUp`, its messages in the order they were sent and each at most
 //! once, `LinkDown`, and so on.
 
@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use async_io::Async;
-use async_std::channel::Sender;
+use async_std::channel::{Sender, bounded};
 use async_std::task::{self, JoinHandle};
 
 pub use self::dial::{BACKOFF_MS_BASE, BACKOFF_MS_MAX, CONNECT_MS_MAX, REFUSED_RETRY_MS};
@@ -31,6 +31,7 @@ pub use self::frame::{FRAME_BYTES_MAX, FrameError, HANDSHAKE_FRAME_BYTES_MAX, PR
 pub use self::handshake::{HANDSHAKE_MS_MAX, Identity};
 pub use self::link::{QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use self::listen::UNAUTHENTICATED_MAX;
+pub use self::reader::Inbox;
 use crate::api::LinkWord;
 use crate::core::ids::{DiskId, Incarnation, NodeId};
 use crate::core::message::Message;
@@ -139,6 +140,9 @@ pub struct Mesh {
     shared: Arc<Shared>,
 }
 
+/// What the tasks have told and nobody has taken yet: links that came and went, refusals. Whoever has more to tell waits.
+const TOLD_MAX: usize = 1_024;
+
 /// What the tasks share.
 struct Shared {
     identity: Arc<Identity>,
@@ -160,15 +164,17 @@ impl Shared {
 }
 
 impl Mesh {
-    /// Starts to listen on a bound socket and to dial the peers. Everything that happens goes to `events`; while that is full, nothing
-    /// more is read from the peers. When its receiver is dropped, the links end.
-    pub fn start(identity: Identity, listener: TcpListener, config: MeshConfig, events: Sender<MeshEvent>) -> io::Result<Mesh> {
+    /// Starts to listen on a bound socket and to dial the peers. Everything that happens comes out of the inbox; while nobody asks it,
+    /// nothing is read from the peers. When it is dropped, the links end.
+    pub fn start(identity: Identity, listener: TcpListener, config: MeshConfig) -> io::Result<(Mesh, Inbox)> {
         let listener = Async::new(listener)?;
-        let (identity, reader) = (Arc::new(identity), Reader::start(events.clone())?);
+        let (events, told) = bounded(TOLD_MAX);
+        let inbox = Inbox::new(told)?;
+        let (identity, reader) = (Arc::new(identity), inbox.reader());
         let mesh = Mesh { shared: Arc::new(Shared { identity, events, reader, peers: RwLock::default(), tasks: Mutex::default() }) };
         mesh.configure(config);
         mesh.shared.tasks().push(task::spawn(listen::listen(mesh.shared.clone(), listener)));
-        Ok(mesh)
+        Ok((mesh, inbox))
     }
 
     /// Sends to a peer if its link is up, from any thread, without waiting. A peer too slow for it loses its link.

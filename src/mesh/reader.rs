@@ -1,27 +1,25 @@
-//! Reading all links, in one thread.
+//! Reading all links, in the thread that acts on what they say.
 //!
-//! A message costs one wake of this thread and one `recv`. On the executor each would cost several: a reactor that wakes a worker, a read
-//! that finds nothing, and asking to be woken again.
+//! A message costs that thread one wake and one `recv`, and wakes nobody else on its way. On the executor it would cost several: a reactor
+//! that wakes a worker, a read that finds nothing, asking to be woken again, and a hand-over to the thread that waits for it.
 
 use std::collections::BTreeMap;
-use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
-use std::thread;
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
-use async_std::channel::{Receiver, Sender, TryRecvError, unbounded};
-use futures::executor::block_on;
+use async_std::channel::{Receiver, Sender, unbounded};
 use rustix::buffer::spare_capacity;
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 use crate::core::ids::NodeId;
 use crate::mesh::MeshEvent;
 use crate::mesh::frame::{self, FrameError};
-use crate::mesh::link::{Bell, End, Link};
+use crate::mesh::link::{End, Link};
 
 /// Bytes read from one link before the others get their turn.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -30,16 +28,13 @@ const READY_LINKS_MAX: usize = 64;
 /// Stands for the wake-up call among the links, whose keys are higher.
 const WAKE_KEY: u64 = 0;
 
-/// The handle of the thread.
+/// How the mesh's tasks reach the thread that holds the [`Inbox`].
 pub(super) struct Reader {
-    events: Sender<MeshEvent>,
     epoll: OwnedFd,
-    /// Readable when something has arrived, or when it is time to stop.
-    wake: OwnedFd,
+    /// Written to when there is something else than a link to look at. Edge-triggered, so nobody has to read it.
+    bell: OwnedFd,
     /// Closed when it is time to stop.
     arrivals: Sender<Inbound>,
-    /// Rings when it is time to stop, for the thread that waits for room in `events`.
-    stopping: Bell,
 }
 
 /// A link that is read.
@@ -51,164 +46,147 @@ struct Inbound {
 }
 
 impl Reader {
-    /// Starts the thread. It ends when it is stopped, or when it has a message and nobody takes the events any more.
-    pub fn start(events: Sender<MeshEvent>) -> io::Result<Arc<Reader>> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        epoll::add(&epoll, &wake, epoll::EventData::new_u64(WAKE_KEY), epoll::EventFlags::IN)?;
-        let (sender, arrivals) = unbounded();
-        let reader = Arc::new(Reader { events, epoll, wake, arrivals: sender, stopping: Bell::new() });
-        let rounds = Rounds { reader: reader.clone(), arrivals, links: BTreeMap::new(), last_key: WAKE_KEY };
-        thread::Builder::new().name("mesh-reader".to_owned()).spawn(|| rounds.run())?;
-        Ok(reader)
-    }
-
     /// Reads a link from now until it ends, beginning with what has been read of it already. It ends a link that fails.
+    /// What the mesh tells of the link's beginning must have been told before.
     pub fn take(&self, link: Arc<Link>, peer: NodeId, bytes: Vec<u8>) {
         match self.arrivals.try_send(Inbound { link, peer, bytes }) {
-            Ok(()) => self.wake(),
+            Ok(()) => self.ring(),
             Err(stopped) => stopped.into_inner().link.end(End::stopping()),
         }
     }
 
-    /// Lets the thread end, whatever it is waiting for.
+    /// Lets go of all links, and takes no more.
     pub fn stop(&self) {
         self.arrivals.close();
-        self.stopping.ring();
-        self.wake();
+        self.ring();
     }
 
-    fn wake(&self) {
+    fn ring(&self) {
         // It fails only when so many calls are unheard that one more makes no difference.
-        let _called = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        let _called = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 }
 
-/// What the thread knows.
-struct Rounds {
+impl Wake for Reader {
+    fn wake(self: Arc<Self>) {
+        self.ring();
+    }
+}
+
+/// What the peers say and what becomes of their links, for one thread. Dropping it ends the links.
+pub struct Inbox {
     reader: Arc<Reader>,
+    told: Receiver<MeshEvent>,
     arrivals: Receiver<Inbound>,
     links: BTreeMap<u64, Inbound>,
     /// Keys are not used again: an event may be about a link that is gone.
     last_key: u64,
 }
 
-impl Rounds {
-    fn run(mut self) {
-        let mut ready = Vec::with_capacity(READY_LINKS_MAX);
-        let end = loop {
-            if let Err(end) = self.round(&mut ready) {
-                break end;
-            }
-        };
-        self.arrivals.close();
-        let waiting = std::iter::from_fn(|| self.arrivals.try_recv().ok());
-        self.links.into_values().chain(waiting).for_each(|inbound| inbound.link.end(end.clone()));
+impl Inbox {
+    /// `told` is what the mesh's tasks say.
+    pub(super) fn new(told: Receiver<MeshEvent>) -> io::Result<Inbox> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &bell, epoll::EventData::new_u64(WAKE_KEY), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
+        let (sender, arrivals) = unbounded();
+        let reader = Arc::new(Reader { epoll, bell, arrivals: sender });
+        Ok(Inbox { reader, told, arrivals, links: BTreeMap::new(), last_key: WAKE_KEY })
     }
 
-    /// Waits until something is to be read and reads it. Fails when it is time to stop.
-    fn round(&mut self, ready: &mut Vec<epoll::Event>) -> Result<(), End> {
-        ready.clear();
-        match epoll::wait(&self.reader.epoll, spare_capacity(ready), None) {
+    pub(super) fn reader(&self) -> Arc<Reader> {
+        self.reader.clone()
+    }
+
+    /// Ends the wait, from any thread.
+    pub fn waker(&self) -> Waker {
+        self.reader.clone().into()
+    }
+
+    /// Waits until there is something, or somebody wakes it, or the time is over. What happened is added to `events`, each
+    /// peer's in order: `LinkUp`, its messages, `LinkDown`, and so on.
+    ///
+    /// # Errors
+    /// The system cannot say what there is to read; all links have ended then.
+    pub fn wait(&mut self, wait: Duration, events: &mut Vec<MeshEvent>) -> io::Result<()> {
+        let (told, waker) = (self.told.clone(), self.waker());
+        // Kept until the wait is over: whoever tells something rings.
+        let mut telling = pin!(told.recv());
+        let wait = match telling.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(event) => {
+                events.extend(event);
+                Duration::ZERO
+            }
+            Poll::Pending => wait,
+        };
+        let mut ready = Vec::with_capacity(READY_LINKS_MAX);
+        // Longer than the system can count is as good as for ever.
+        let wait = Timespec::try_from(wait).ok();
+        let waited = epoll::wait(&self.reader.epoll, spare_capacity(&mut ready), wait.as_ref());
+        if self.arrivals.is_closed() {
+            self.end_links(&End::stopping());
+        }
+        match waited {
             Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(End::broken(format!("cannot wait for the peers: {error}"))),
+            Err(error) => {
+                self.end_links(&End::broken(format!("cannot wait for the peers: {error}")));
+                return Err(error.into());
+            }
+        }
+        // In this order: the beginning of a link that has arrived has been told, and is so before its messages.
+        let arrived = self.welcome();
+        events.extend(std::iter::from_fn(|| self.told.try_recv().ok()));
+        for key in arrived {
+            // What came with the handshake is here already: no event will tell of it.
+            self.turn(key, events, |_| Ok(()));
         }
         for event in ready {
-            match event.data.u64() {
-                WAKE_KEY => self.welcome()?,
-                key => {
-                    if let Some(mut inbound) = self.links.remove(&key) {
-                        let read = inbound.read().and_then(|()| self.hand_on(&mut inbound));
-                        self.settle(key, inbound, read);
-                    }
-                }
-            }
-        }
-        if self.reader.events.is_closed() { Err(End::stopping()) } else { Ok(()) }
-    }
-
-    /// Takes the links that have arrived.
-    fn welcome(&mut self) -> Result<(), End> {
-        // Before looking, so that no call is missed. How many there were does not matter.
-        let _calls = rustix::io::read(&self.reader.wake, &mut [0; size_of::<u64>()]);
-        loop {
-            let mut inbound = match self.arrivals.try_recv() {
-                Ok(inbound) => inbound,
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Closed) => return Err(End::stopping()),
-            };
-            self.last_key += 1;
-            let (key, link) = (self.last_key, &inbound.link);
-            link.heard();
-            let watched = epoll::add(&self.reader.epoll, link.socket(), epoll::EventData::new_u64(key), epoll::EventFlags::IN);
-            // What came with the handshake is here already: no event will tell of it.
-            let begun = watched.map_err(|error| link.failed(&error)).and_then(|()| self.hand_on(&mut inbound));
-            self.settle(key, inbound, begun);
-        }
-    }
-
-    /// Keeps a link for the next round, or lets go of it.
-    fn settle(&mut self, key: u64, inbound: Inbound, turn: Result<(), End>) {
-        match turn {
-            Ok(()) => {
-                self.links.insert(key, inbound);
-            }
-            Err(end) => {
-                // An error says that it was not there.
-                let _deleted = epoll::delete(&self.reader.epoll, inbound.link.socket());
-                inbound.link.end(end);
-            }
-        }
-    }
-
-    /// Hands on the messages that are there as a whole.
-    fn hand_on(&self, inbound: &mut Inbound) -> Result<(), End> {
-        let Inbound { link, peer, bytes } = inbound;
-        let mut rest = bytes.as_slice();
-        while let Some(body) = frame::take(&mut rest).map_err(|error| link.failed(&error))? {
-            let message = link.unpack(body)?;
-            self.tell(link, MeshEvent::Message { from: peer.clone(), incarnation: link.incarnation, message })?;
-            link.received();
-        }
-        let used = bytes.len() - rest.len();
-        bytes.drain(..used);
-        if bytes.is_empty() {
-            // Gives back what a large frame took; half a small one behind many whole ones needs no more than this.
-            bytes.shrink_to(2 * READ_BYTES_MAX);
+            self.turn(event.data.u64(), events, Inbound::read);
         }
         Ok(())
     }
 
-    /// Tells an event of a link while the link lasts. While there is no room nothing is read, and no peer is to blame for being silent.
-    fn tell(&self, link: &Link, event: MeshEvent) -> Result<(), End> {
-        let mut sending = pin!(self.reader.events.send(event));
-        let mut stopping = pin!(self.reader.stopping.wait());
-        let mut full = false;
-        let told = block_on(poll_fn(|cx| {
-            // Held while the event goes out: it cannot come after the one that says the link is gone.
-            let open = link.open();
-            if !*open {
-                // It has its reason already.
-                return Poll::Ready(Err(End::stopping()));
+    /// Takes the links that have arrived.
+    fn welcome(&mut self) -> Vec<u64> {
+        let mut keys = Vec::new();
+        while let Ok(inbound) = self.arrivals.try_recv() {
+            self.last_key += 1;
+            let (key, link) = (self.last_key, &inbound.link);
+            link.heard();
+            match epoll::add(&self.reader.epoll, link.socket(), epoll::EventData::new_u64(key), epoll::EventFlags::IN) {
+                Ok(()) => {
+                    self.links.insert(key, inbound);
+                    keys.push(key);
+                }
+                Err(error) => link.end(link.failed(&error)),
             }
-            if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
-                return Poll::Ready(sent.map_err(|_| End::stopping()));
-            }
-            if !full {
-                full = true;
-                self.links_and(link).for_each(Link::unheard);
-            }
-            stopping.as_mut().poll(cx).map(|()| Err(End::stopping()))
-        }));
-        if full {
-            self.links_and(link).for_each(Link::heard);
         }
-        told
+        keys
     }
 
-    /// All links, with the one whose turn it is.
-    fn links_and<'a>(&'a self, link: &'a Link) -> impl Iterator<Item = &'a Link> {
-        self.links.values().map(|inbound| &*inbound.link).chain([link])
+    /// Does something with a link and hands on the messages that are there as a whole; lets go of a link that fails.
+    fn turn(&mut self, key: u64, events: &mut Vec<MeshEvent>, work: impl FnOnce(&mut Inbound) -> Result<(), End>) {
+        let Some(inbound) = self.links.get_mut(&key) else { return };
+        let done = work(inbound).and_then(|()| inbound.hand_on(events));
+        if let Err(end) = done
+            && let Some(inbound) = self.links.remove(&key)
+        {
+            // An error says that it was not there.
+            let _deleted = epoll::delete(&self.reader.epoll, inbound.link.socket());
+            inbound.link.end(end);
+        }
+    }
+
+    fn end_links(&mut self, end: &End) {
+        let waiting = std::iter::from_fn(|| self.arrivals.try_recv().ok());
+        std::mem::take(&mut self.links).into_values().chain(waiting).for_each(|inbound| inbound.link.end(end.clone()));
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.arrivals.close();
+        self.end_links(&End::stopping());
     }
 }
 
@@ -223,5 +201,27 @@ impl Inbound {
             Err(error) => FrameError::Io(error.into()),
         };
         Err(self.link.failed(&error))
+    }
+
+    /// Hands on the messages that are there as a whole, while the link lasts.
+    fn hand_on(&mut self, events: &mut Vec<MeshEvent>) -> Result<(), End> {
+        let Inbound { link, peer, bytes } = self;
+        if !link.is_open() {
+            // It has its reason already, and the mesh may have told of its end.
+            return Err(End::stopping());
+        }
+        let mut rest = bytes.as_slice();
+        while let Some(body) = frame::take(&mut rest).map_err(|error| link.failed(&error))? {
+            let message = link.unpack(body)?;
+            events.push(MeshEvent::Message { from: peer.clone(), incarnation: link.incarnation, message });
+            link.received();
+        }
+        let used = bytes.len() - rest.len();
+        bytes.drain(..used);
+        if bytes.is_empty() {
+            // Gives back what a large frame took; half a small one behind many whole ones needs no more than this.
+            bytes.shrink_to(2 * READ_BYTES_MAX);
+        }
+        Ok(())
     }
 }

@@ -52,6 +52,11 @@ impl Socket {
         self.io.write_with(|_| write()).await
     }
 
+    /// Whether something has come that nobody has read.
+    pub fn has_unread(&self) -> bool {
+        matches!(self.io.get_ref().peek(&mut [0]), Ok(bytes) if bytes > 0)
+    }
+
     /// Ends both directions, for every clone.
     pub fn shutdown(&self) {
         // An error says that it has ended already.

@@ -77,9 +77,20 @@ impl Node {
         Node::start_with_room(identity, listener, config, 1_024)
     }
 
+    /// With a thread that reads the links, and takes no more while this many events wait for the test.
     fn start_with_room(identity: Identity, listener: TcpListener, config: MeshConfig, events_max: usize) -> Node {
         let (sender, events) = bounded(events_max);
-        Node { mesh: Mesh::start(identity, listener, config, sender).unwrap(), events, linked: BTreeMap::new() }
+        let (mesh, mut inbox) = Mesh::start(identity, listener, config).unwrap();
+        std::thread::spawn(move || {
+            while !sender.is_closed() {
+                let mut told = Vec::new();
+                inbox.wait(WAIT, &mut told).unwrap();
+                if told.into_iter().any(|event| block_on(sender.send(event)).is_err()) {
+                    return;
+                }
+            }
+        });
+        Node { mesh, events, linked: BTreeMap::new() }
     }
 
     fn next(&mut self, what: &str) -> MeshEvent {
@@ -150,6 +161,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        self.events.close();
         block_on(self.mesh.stop());
     }
 }
@@ -512,7 +524,15 @@ fn a_node_that_is_slow_itself_does_not_blame_its_peer() {
     let config = MeshConfig { silence_ms_max: 1_000, ..config(&[("a", nowhere())]) };
     let mut b = Node::start_with_room(identity("b"), listener, config, 1);
     let mut hand = Hand::link(at_b, &identity("a"));
-    for number in 0..20 {
+    let two = [fetch(0), fetch(1)].map(|message| frame::encode(&Packet::Message(&message)).unwrap()).concat();
+    hand.0.write_all(&two).unwrap();
+    // The second has no room while the first waits: nothing more is read.
+    let since = Instant::now();
+    while b.status("a").messages_received < 2 {
+        assert!(since.elapsed() < WAIT, "waited in vain for the first messages");
+        std::thread::yield_now();
+    }
+    for number in 2..20 {
         hand.write(&Packet::Message(&fetch(number)));
     }
     // This is the slowness: nobody takes the events for twice the silence that is allowed.
@@ -552,26 +572,37 @@ fn what_comes_in_one_piece_with_the_handshake_is_handed_on_without_waiting_for_m
 }
 
 #[test]
-fn a_mesh_that_waits_for_room_stops_and_then_says_nothing_more() {
-    let (listener, at_b) = bind();
-    let (sender, events) = bounded(1);
-    let mesh = Mesh::start(identity("b"), listener, config(&[("a", nowhere())]), sender).unwrap();
-    let mut hand = Hand::link(at_b, &identity("a"));
-    assert!(matches!(block_on(events.recv()), Ok(MeshEvent::LinkUp { .. })));
-    for number in 0..20 {
-        hand.write(&Packet::Message(&fetch(number)));
+fn a_stopped_mesh_closes_its_links_and_so_does_a_dropped_inbox() {
+    for stop in [true, false] {
+        let (listener, at_b) = bind();
+        let (mesh, mut inbox) = Mesh::start(identity("b"), listener, config(&[("a", nowhere())])).unwrap();
+        let mut hand = Hand::link(at_b, &identity("a"));
+        let mut told = Vec::new();
+        while !matches!(told.last(), Some(MeshEvent::LinkUp { .. })) {
+            inbox.wait(WAIT, &mut told).unwrap();
+        }
+        if stop {
+            block_on(mesh.stop());
+            inbox.wait(WAIT, &mut told).unwrap();
+        } else {
+            drop(inbox);
+        }
+        assert_eq!(hand.read(), None);
     }
-    let since = Instant::now();
-    while !events.is_full() {
-        assert!(since.elapsed() < WAIT, "waited in vain for the first message");
-        std::thread::yield_now();
-    }
-    block_on(mesh.stop());
-    assert!(matches!(events.try_recv(), Ok(MeshEvent::Message { message: Message::Fetch { from: 0 }, .. })));
-    // The queue ends when the last of the mesh that could fill it is gone: its thread too.
-    drop(mesh);
-    assert!(block_on(timeout(WAIT, events.recv())).unwrap().is_err());
-    assert_eq!(hand.read(), None);
+}
+
+#[test]
+fn a_wait_ends_when_somebody_wakes_it_even_before_it_begins() {
+    let (_mesh, mut inbox) = Mesh::start(identity("b"), bind().0, config(&[])).unwrap();
+    let (waker, mut told) = (inbox.waker(), Vec::new());
+    waker.wake_by_ref();
+    // Without the call this would last longer than the test may.
+    inbox.wait(10 * WAIT, &mut told).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| waker.wake_by_ref());
+        inbox.wait(10 * WAIT, &mut told).unwrap();
+    });
+    assert_eq!(told, []);
 }
 
 #[test]

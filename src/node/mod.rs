@@ -40,7 +40,7 @@ use crate::core::io::{Input, Timing};
 use crate::core::record::Record;
 use crate::gateway::Gateway;
 use crate::http::{self, Front, Limits};
-use crate::mesh::{Identity, Mesh, MeshConfig, MeshEvent, PeerAddress};
+use crate::mesh::{Identity, Mesh, MeshConfig, PeerAddress};
 use crate::node::control::ControlPlane;
 use crate::node::events::Events;
 use crate::node::turns::{LogFigures, Loop, TURNS_QUEUED_MAX, Turn};
@@ -156,9 +156,9 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         disk_id: durable.disk_id(),
     };
     let (turns, ready_turns) = bounded::<Turn>(TURNS_QUEUED_MAX);
-    let (mesh_events, from_mesh) = bounded::<MeshEvent>(TURNS_QUEUED_MAX);
-    let mesh = Mesh::start(identity, control, mesh_config(&options.id, &file), mesh_events);
-    let mesh = Arc::new(mesh.map_err(in_file("the control listener", Path::new("")))?);
+    let mesh = Mesh::start(identity, control, mesh_config(&options.id, &file));
+    let (mesh, inbox) = mesh.map_err(in_file("the control listener", Path::new("")))?;
+    let mesh = Arc::new(mesh);
 
     let figures = Arc::new(LogFigures::default());
     figures.bytes.store(wal.len_bytes(), Ordering::Relaxed);
@@ -183,7 +183,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         turns: turns.clone(),
         fault: options.fault,
     };
-    let in_thread = std::thread::Builder::new().name("core".into()).spawn(move || core_loop.run(&ready_turns, &from_mesh));
+    let in_thread = std::thread::Builder::new().name("core".into()).spawn(move || core_loop.run(&ready_turns, inbox));
     in_thread.map_err(in_file("a thread for", Path::new("the core")))?;
 
     let stopping = Arc::new(AtomicBool::new(false));

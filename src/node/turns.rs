@@ -5,17 +5,16 @@
 //! sync. A decision's record alone asks for no sync: it goes with the next one, or after [`LAZY_SYNC_MS`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::pin::Pin;
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, Wake};
-use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_std::channel::{Receiver, Sender};
 use futures::channel::oneshot;
-use futures::future::{Either, select};
 
 use crate::core::Node;
 use crate::core::ids::{Slot, Time};
@@ -24,7 +23,7 @@ use crate::core::message::{Head, HealthSnapshot, Message};
 use crate::core::record::Record;
 use crate::core::state::{RoutingState, Transaction};
 use crate::gateway::Gateway;
-use crate::mesh::{Mesh, MeshEvent};
+use crate::mesh::{Inbox, Mesh, MeshEvent};
 use crate::node::events::Events;
 use crate::node::fault::{Fault, Moment};
 use crate::node::view::{PeerSeen, View};
@@ -96,7 +95,6 @@ struct Batch {
     records: Vec<Record>,
     last: LogIndex,
     after_sync: Vec<(crate::core::ids::NodeId, Message)>,
-    replies: Vec<(CallerId, Receipt)>,
     compact: bool,
 }
 
@@ -115,7 +113,7 @@ struct Running {
 
 impl Loop {
     /// Runs until [`Turn::Stop`].
-    pub fn run(self, turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>) {
+    pub fn run(self, turns: &Receiver<Turn>, mut inbox: Inbox) {
         let state = Arc::new(self.node.durable().state().clone());
         let mut running = Running {
             parts: self,
@@ -130,71 +128,36 @@ impl Loop {
         };
         running.turn(vec![Turn::Input(Input::Tick)]);
         loop {
-            match next_turns(turns, from_mesh, running.wait()) {
-                Some(mut ready) => {
-                    let stop = ready.iter().position(|turn| matches!(turn, Turn::Stop(_))).map(|at| ready.swap_remove(at));
-                    running.turn(ready);
-                    if let Some(Turn::Stop(done)) = stop {
-                        running.sync();
-                        // Whoever asked for the stop may have gone.
-                        let _ = done.send(());
-                        return;
-                    }
-                }
-                None => return,
+            let mut ready = match next_turns(turns, &mut inbox, running.wait()) {
+                Ok(ready) => ready,
+                Err(error) => return running.stop_taking_part(&format!("cannot wait for the peers: {error}")),
+            };
+            let stop = ready.iter().position(|turn| matches!(turn, Turn::Stop(_))).map(|at| ready.swap_remove(at));
+            running.turn(ready);
+            if let Some(Turn::Stop(done)) = stop {
+                running.sync();
+                // Whoever asked for the stop may have gone.
+                let _ = done.send(());
+                return;
             }
         }
     }
 }
 
-/// All that is ready, waiting no longer than `wait` for the first; `None` when nobody can send any more. The mesh has a
-/// queue of its own, straight to this thread: a message wakes nobody else on its way.
-fn next_turns(turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>, wait: Duration) -> Option<Vec<Turn>> {
-    let mut ready = Vec::new();
-    take_ready(&mut ready, turns, from_mesh);
-    if !ready.is_empty() {
-        return Some(ready);
-    }
-    let work = select(turns.recv(), from_mesh.recv());
-    let first = parked(work, wait).map(|work| match work {
-        Either::Left((turn, _)) => turn.ok(),
-        Either::Right((event, _)) => event.ok().map(Turn::Mesh),
-    });
-    match first {
-        Some(Some(turn)) => ready.push(turn),
-        // A closed queue: nothing is left that could ever ask for anything.
-        Some(None) if turns.is_closed() => return None,
-        Some(None) | None => {}
-    }
-    take_ready(&mut ready, turns, from_mesh);
-    Some(ready)
-}
-
-/// Wakes the thread that waits in [`parked`].
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Waits for a future with nothing but this thread's parking place; `None` when the time is over. A timer of the reactor
-/// would cost this thread, which waits several times a commit, four system calls each time.
-fn parked<F: Future + Unpin>(mut future: F, wait: Duration) -> Option<F::Output> {
-    let (waker, start) = (Arc::new(Unpark(thread::current())).into(), Instant::now());
-    loop {
-        if let Poll::Ready(output) = Pin::new(&mut future).poll(&mut Context::from_waker(&waker)) {
-            return Some(output);
-        }
-        thread::park_timeout(wait.checked_sub(start.elapsed())?);
-    }
-}
-
-fn take_ready(ready: &mut Vec<Turn>, turns: &Receiver<Turn>, from_mesh: &Receiver<MeshEvent>) {
-    let from_mesh = std::iter::from_fn(|| from_mesh.try_recv().ok()).map(Turn::Mesh);
-    let turns = std::iter::from_fn(|| turns.try_recv().ok());
-    ready.extend(from_mesh.take(TURN_INPUTS_MAX).chain(turns.take(TURN_INPUTS_MAX)));
+/// All that is ready, waiting no longer than `wait` for the first. This thread reads the links itself: a message wakes
+/// nobody else on its way.
+fn next_turns(turns: &Receiver<Turn>, inbox: &mut Inbox, wait: Duration) -> io::Result<Vec<Turn>> {
+    let waker = inbox.waker();
+    // Kept until the wait is over: whoever sends a turn rings.
+    let mut sending = pin!(turns.recv());
+    let (first, wait) = match sending.as_mut().poll(&mut Context::from_waker(&waker)) {
+        Poll::Ready(turn) => (turn.ok(), Duration::ZERO),
+        Poll::Pending => (None, wait),
+    };
+    let mut events = Vec::new();
+    inbox.wait(wait, &mut events)?;
+    let rest = std::iter::from_fn(|| turns.try_recv().ok()).take(TURN_INPUTS_MAX);
+    Ok(events.into_iter().map(Turn::Mesh).chain(first).chain(rest).collect())
 }
 
 impl Running {
@@ -239,11 +202,15 @@ impl Running {
             self.compact();
         }
         self.publish();
-        for (caller, receipt) in std::mem::take(&mut self.batch.replies) {
-            if let Some(reply) = self.callers.remove(&caller) {
-                // The caller may have hung up; the receipt is in the history.
-                let _ = reply.send(receipt);
-            }
+    }
+
+    /// At once, and so before a decision is sent to the members: the core says it in that order, and they have time. What the
+    /// caller asks next already sees what it was told.
+    fn reply(&mut self, caller: CallerId, receipt: Receipt) {
+        self.publish();
+        if let Some(reply) = self.callers.remove(&caller) {
+            // The caller may have hung up; the receipt is in the history.
+            let _ = reply.send(receipt);
         }
     }
 
@@ -304,7 +271,7 @@ impl Running {
                 self.vet(slot, ballot, tx);
             }
             Output::Apply(applied) => self.apply(&applied),
-            Output::Reply { caller, receipt } => self.batch.replies.push((caller, receipt)),
+            Output::Reply { caller, receipt } => self.reply(caller, receipt),
             Output::Refuse { peer, reason } => {
                 self.parts.events.say(log::Level::Error, "refused", serde_json::json!({"peer": peer, "reason": reason}));
                 self.parts.mesh.refuse(&peer, &reason);
