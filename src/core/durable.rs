@@ -17,6 +17,21 @@ pub const DECISIONS_KEPT_MIN: usize = 1_024;
 /// Decisions beyond [`DECISIONS_KEPT_MIN`] after which the log is compacted.
 pub const DECISIONS_TO_COMPACT: usize = 4_096;
 
+/// How many decisions a log holds before the old ones are forgotten. The simulator makes do with small numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Decisions that are kept.
+    pub min: usize,
+    /// Decisions beyond those after which the log is compacted.
+    pub to_compact: usize,
+}
+
+impl Default for Keep {
+    fn default() -> Keep {
+        Keep { min: DECISIONS_KEPT_MIN, to_compact: DECISIONS_TO_COMPACT }
+    }
+}
+
 /// The durable status of a node.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Durable {
@@ -248,20 +263,20 @@ impl Durable {
     }
 
     /// Whether enough is kept to make compacting worth it. `needed_from` is the first slot that some member still lacks.
-    pub fn should_compact(&self, needed_from: Slot) -> bool {
-        self.decisions.len() >= DECISIONS_KEPT_MIN + DECISIONS_TO_COMPACT
-            && self.compact_to(needed_from) >= self.base.slot + DECISIONS_TO_COMPACT as Slot / 2
+    pub fn should_compact(&self, needed_from: Slot, keep: Keep) -> bool {
+        self.decisions.len() >= keep.min + keep.to_compact
+            && self.compact_to(needed_from, keep) >= self.base.slot + keep.to_compact as Slot / 2
     }
 
-    fn compact_to(&self, needed_from: Slot) -> Slot {
-        let keep_from = (self.head.slot + 1).saturating_sub(DECISIONS_KEPT_MIN as Slot);
+    fn compact_to(&self, needed_from: Slot, keep: Keep) -> Slot {
+        let keep_from = (self.head.slot + 1).saturating_sub(keep.min as Slot);
         keep_from.min(needed_from).saturating_sub(1)
     }
 
     /// Forgets decisions that every member has and that are old, and returns the records that stand for what is left.
     /// A decision that some member lacks is never forgotten.
-    pub fn compact(&mut self, needed_from: Slot) -> Vec<Record> {
-        let to = self.compact_to(needed_from);
+    pub fn compact(&mut self, needed_from: Slot, keep: Keep) -> Vec<Record> {
+        let to = self.compact_to(needed_from, keep);
         while self.decisions.front().is_some_and(|decision| decision.slot <= to) {
             let Some(decision) = self.decisions.pop_front() else { break };
             if let Value::Commit(commit) = &decision.value
@@ -440,19 +455,19 @@ mod tests {
         durable.apply(0, Record::Prepared { slot: 6_001, ballot: ballot(3), tx: tx(9_000, 7) }).unwrap();
         durable.apply(0, Record::Promise { slot: 6_001, ballot: ballot(4) }).unwrap();
         let (head, state, open) = (durable.head(), durable.state().clone(), durable.open().clone());
-        assert!(durable.should_compact(6_001));
-        let records = durable.compact(6_001);
+        assert!(durable.should_compact(6_001, Keep::default()));
+        let records = durable.compact(6_001, Keep::default());
         assert_eq!((durable.head(), durable.state(), durable.open()), (head, &state, &open));
         assert_eq!(durable.first_kept(), 6_000 - DECISIONS_KEPT_MIN as u64 + 1);
-        assert!(!durable.should_compact(6_001));
+        assert!(!durable.should_compact(6_001, Keep::default()));
         assert_eq!(Durable::replay(records).unwrap(), durable);
     }
 
     #[test]
     fn a_decision_that_some_member_lacks_is_never_compacted_away() {
         let mut durable = with_history(6_000);
-        assert!(!durable.should_compact(5));
-        durable.compact(5);
+        assert!(!durable.should_compact(5, Keep::default()));
+        durable.compact(5, Keep::default());
         assert_eq!(durable.first_kept(), 5);
         assert!(durable.decision(5).is_some());
     }

@@ -42,7 +42,7 @@ impl Node {
         }
         self.settle(Some(&decision));
         self.check_caught_up();
-        if self.durable.should_compact(self.needed_from()) {
+        if self.durable.should_compact(self.needed_from(), self.keep) {
             self.out.push(Output::CompactDue);
         }
         true

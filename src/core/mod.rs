@@ -34,7 +34,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ballot::Ballot;
 use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
-use crate::core::durable::Durable;
+use crate::core::durable::{Durable, Keep};
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Timing};
 use crate::core::liveness::Liveness;
@@ -47,6 +47,7 @@ use crate::core::state::Transaction;
 #[derive(Debug)]
 pub struct Node {
     timing: Timing,
+    keep: Keep,
     durable: Durable,
     liveness: Liveness,
     now: Now,
@@ -95,6 +96,7 @@ impl Node {
     pub fn new(durable: Durable, timing: Timing) -> Node {
         Node {
             timing,
+            keep: Keep::default(),
             durable,
             liveness: Liveness::default(),
             now: Now::default(),
@@ -118,6 +120,11 @@ impl Node {
             round: 0,
             transactions: 0,
         }
+    }
+
+    /// The node with another measure of when its log is compacted.
+    pub fn keeping(self, keep: Keep) -> Node {
+        Node { keep, ..self }
     }
 
     /// The one entrance. The first step may be any input; `Tick` will do.
@@ -356,7 +363,7 @@ impl Node {
     /// this after [`Output::CompactDue`], when everything appended so far is synced.
     pub fn compact(&mut self) -> Vec<Record> {
         let needed_from = self.needed_from();
-        self.durable.compact(needed_from)
+        self.durable.compact(needed_from, self.keep)
     }
 }
 
