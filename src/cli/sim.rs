@@ -14,6 +14,7 @@ use crate::cli::output::{Console, Field, Tone, counted};
 use crate::cli::{Exit, Failure};
 use crate::sim::coverage::Met;
 use crate::sim::minimise::{Minimal, minimise};
+use crate::sim::mistakes::Mutant;
 use crate::sim::world::Switches;
 use crate::sim::{Figures, Options, run};
 
@@ -59,13 +60,17 @@ struct FailureReport {
 
 /// Runs the seeds.
 pub fn run_seeds(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    if args.mutants {
+        return score(args, console);
+    }
     let options = Options { nodes: args.nodes, keep: args.keep.clone(), off: args.off.clone() };
+    let switches = Switches { record: false, mutant: args.mutant.as_deref().map(mutant).transpose()? };
     let cpu_before = cpu();
-    let Outcome { figures, failed } = all(args, &options, console);
+    let Outcome { figures, failed } = all(args, args.seeds, &options, switches, console);
     let cpu_seconds = (cpu() - cpu_before).as_secs_f64();
     let failure = failed.map(|(seed, failure)| {
         console.say(&format!("seed {seed} fails: {}. Making it small …", failure.violation.oracle));
-        failure_report(seed, &minimise(seed, &options, &failure, Switches::default()))
+        failure_report(seed, args, &minimise(seed, &options, &failure, switches))
     });
     let node_hours = figures.node_us as f64 / 3.6e9;
     let never: Vec<_> = figures.coverage.never().map(|situation| situation.words()).collect();
@@ -100,8 +105,8 @@ struct Outcome {
 }
 
 /// Hands the seeds out to the threads. Ends early when one fails, but not before all seeds below it have run.
-fn all(args: &SimArgs, options: &Options, console: &mut Console<'_>) -> Outcome {
-    let (next, end) = (AtomicU64::new(args.seed), args.seed.saturating_add(args.seeds));
+fn all(args: &SimArgs, seeds: u64, options: &Options, switches: Switches, console: &mut Console<'_>) -> Outcome {
+    let (next, end) = (AtomicU64::new(args.seed), args.seed.saturating_add(seeds));
     let total = Mutex::new(Figures::default());
     let failures = Mutex::new(BTreeMap::new());
     let work = || {
@@ -111,7 +116,7 @@ fn all(args: &SimArgs, options: &Options, console: &mut Console<'_>) -> Outcome 
             if seed >= end || failed_before() {
                 return;
             }
-            match run(seed, options) {
+            match run(seed, options, switches) {
                 Ok(figures) => total.lock().unwrap_or_else(PoisonError::into_inner).add(&figures),
                 Err(failure) => {
                     failures.lock().unwrap_or_else(PoisonError::into_inner).insert(seed, failure);
@@ -127,7 +132,7 @@ fn all(args: &SimArgs, options: &Options, console: &mut Console<'_>) -> Outcome 
             if told.elapsed() >= Duration::from_millis(PROGRESS_MS) {
                 told = Instant::now();
                 let done = total.lock().unwrap_or_else(PoisonError::into_inner).seeds;
-                console.say(&format!("{done} of {} seeds", args.seeds));
+                console.say(&format!("{done} of {seeds} seeds"));
             }
         }
     });
@@ -141,7 +146,7 @@ fn cpu() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or_default(), u32::try_from(time.tv_nsec).unwrap_or_default())
 }
 
-fn failure_report(seed: u64, minimal: &Minimal) -> FailureReport {
+fn failure_report(seed: u64, args: &SimArgs, minimal: &Minimal) -> FailureReport {
     let Minimal { options, failure, plan, actions_before, runs } = minimal;
     let mut again = format!("canary-mesh sim --seeds 1 --seed {seed}");
     if let Some(nodes) = options.nodes {
@@ -152,6 +157,9 @@ fn failure_report(seed: u64, minimal: &Minimal) -> FailureReport {
     }
     if !options.off.is_empty() {
         again.push_str(&format!(" --off {}", joined(&options.off)));
+    }
+    if let Some(mutant) = &args.mutant {
+        again.push_str(&format!(" --mutant {mutant}"));
     }
     let skipped = failure.lines.len().saturating_sub(LINES_SHOWN_MAX);
     FailureReport {
@@ -165,6 +173,65 @@ fn failure_report(seed: u64, minimal: &Minimal) -> FailureReport {
         again,
         transcript: failure.lines.iter().skip(skipped).cloned().collect(),
     }
+}
+
+/// Seeds after which a mistake counts as not caught.
+const SEEDS_FOR_MUTANT: u64 = 20_000;
+#[cfg(not(feature = "mutants"))]
+const HOW_TO_BUILD: &str = "this program makes no mistakes on purpose; one that does, and serves nobody, is built by: \
+                            cargo build --profile sim --features mutants, and is then target/sim/canary-mesh";
+
+#[cfg(feature = "mutants")]
+fn mutants() -> Result<Vec<(Mutant, u8, &'static str)>, Failure> {
+    Ok(Mutant::ALL.into_iter().map(|mutant| (mutant, mutant.number(), mutant.name())).collect())
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants() -> Result<Vec<(Mutant, u8, &'static str)>, Failure> {
+    Err(Failure::usage(HOW_TO_BUILD))
+}
+
+fn mutant(name: &str) -> Result<Mutant, Failure> {
+    let mutants = mutants()?;
+    let names = || mutants.iter().map(|(_, _, name)| *name).collect::<Vec<_>>().join(", ");
+    let found = mutants.iter().find(|(_, _, other)| *other == name);
+    found.map(|(mutant, ..)| *mutant).ok_or_else(|| Failure::usage(format!("{name:?} is none of {}", names())))
+}
+
+/// A mistake, and what became of it.
+#[derive(Serialize)]
+struct Caught {
+    number: u8,
+    mutant: &'static str,
+    /// `None`: it was not caught.
+    seeds: Option<u64>,
+    oracle: Option<&'static str>,
+    cpu_seconds: f64,
+}
+
+/// Makes every mistake until it is caught.
+fn score(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    let options = Options { nodes: args.nodes, ..Options::default() };
+    let mut caught = Vec::new();
+    for (mutant, number, name) in mutants()? {
+        console.say(&format!("{number} {name}"));
+        let before = cpu();
+        let Outcome { failed, .. } = all(args, SEEDS_FOR_MUTANT, &options, Switches { record: false, mutant: Some(mutant) }, console);
+        let seeds = failed.as_ref().map(|(seed, _)| seed - args.seed + 1);
+        let oracle = failed.map(|(_, failure)| failure.violation.oracle);
+        caught.push(Caught { number, mutant: name, seeds, oracle, cpu_seconds: (cpu() - before).as_secs_f64() });
+    }
+    console.data(&caught, |console| {
+        let row = |caught: &Caught| {
+            let seeds = caught.seeds.map_or_else(|| Field::text("not caught").toned(Tone::Bad), Field::number);
+            let cpu = Field::number(format!("{:.1}", caught.cpu_seconds));
+            vec![Field::number(caught.number), Field::text(caught.mutant), seeds, Field::maybe(caught.oracle), cpu]
+        };
+        console.table(&["no", "mistake", "seeds", "caught by", "cpu s"], caught.iter().map(row));
+    });
+    let escaped = caught.iter().filter(|caught| caught.seeds.is_none()).count();
+    console.say(&format!("{} of {} caught", caught.len() - escaped, caught.len()));
+    Ok(if escaped == 0 { Exit::Ok } else { Exit::Refused })
 }
 
 fn joined(things: &[impl ToString]) -> String {

@@ -8,6 +8,7 @@
 use fastrand::Rng;
 
 use crate::core::record::Record;
+use crate::sim::mistakes::{self, Mutant};
 use crate::wal::frame::{self, Chain, Damage, Tail};
 
 /// The unit that is written whole or not at all, in bytes.
@@ -50,15 +51,6 @@ pub struct Opened {
     pub unsynced_kept: bool,
 }
 
-/// How a start may go wrong, for the checkers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OpenFlaws {
-    /// Damage in the middle is taken for a torn tail.
-    pub damage_is_torn: bool,
-    /// A torn tail is cut off with the good group before it.
-    pub cut_too_far: bool,
-}
-
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -75,6 +67,8 @@ pub struct Disk {
     last_synced_at: usize,
     last_written_at: usize,
     replacing: Option<(Vec<u8>, Chain)>,
+    /// The log that a loss of power brings back, where the directory was not synced.
+    replaced: Option<Vec<u8>>,
     failing: Option<Failed>,
     full: bool,
     misdirecting: bool,
@@ -96,6 +90,7 @@ impl Disk {
             last_synced_at: 0,
             last_written_at: 0,
             replacing: None,
+            replaced: None,
             failing: None,
             full: false,
             misdirecting: false,
@@ -103,7 +98,7 @@ impl Disk {
         };
         // A log comes into being under another name and is synced before it has its own: there is nothing to lose here.
         disk.replace(records);
-        disk.finish_replacing();
+        disk.finish_replacing(true);
         disk
     }
 
@@ -208,9 +203,11 @@ impl Disk {
     }
 
     /// The new log is synced and has its name.
-    pub fn finish_replacing(&mut self) {
+    pub fn finish_replacing(&mut self, directory_synced: bool) {
         let Some((bytes, chain)) = self.replacing.take() else { return };
-        (self.image, self.chain) = (bytes, chain);
+        let old = std::mem::replace(&mut self.image, bytes);
+        self.replaced = (!directory_synced).then_some(old);
+        self.chain = chain;
         self.cached.clear();
         self.end = self.image.len();
         self.allocated = self.end.next_multiple_of(PREALLOCATE_BYTES);
@@ -224,7 +221,7 @@ impl Disk {
     pub fn process_gone(&mut self) {
         // Between the new log's sync and the directory's, either name may be what is found; both are whole.
         if self.replacing.is_some() && self.rng.bool() {
-            self.finish_replacing();
+            self.finish_replacing(true);
         }
         self.replacing = None;
         self.misdirecting = false;
@@ -233,6 +230,9 @@ impl Disk {
     /// Power is lost: of the sectors written since the last sync, any subset is there.
     pub fn power_gone(&mut self) {
         self.process_gone();
+        if let Some(old) = self.replaced.take_if(|_| self.rng.bool()) {
+            (self.image, self.cached) = (old, Vec::new());
+        }
         let kept_of_8 = [0, 8, 4, self.rng.u32(0..=8)][self.rng.usize(0..4)];
         let old_bytes = self.image.len();
         for (at, bytes) in std::mem::take(&mut self.cached) {
@@ -255,21 +255,16 @@ impl Disk {
     }
 
     /// Reads the log as a start does: a torn tail is cut, the last group written and synced anew.
-    pub fn open(&mut self, flaws: OpenFlaws) -> Result<Opened, Damage> {
+    pub fn open(&mut self, mutant: Option<Mutant>) -> Result<Opened, Damage> {
         for (at, bytes) in std::mem::take(&mut self.cached) {
             put(&mut self.image, at, &bytes);
         }
-        let mut replay = frame::replay(&self.image);
+        let replay = mistakes::replay(&self.image, mutant);
         let torn = match replay.tail {
             Tail::Clean => false,
             Tail::Torn(_) => true,
-            Tail::Damaged(_) if flaws.damage_is_torn && replay.end > 0 => true,
             Tail::Damaged(damage) => return Err(damage),
         };
-        if torn && flaws.cut_too_far && replay.groups.len() > 1 {
-            self.image.truncate(replay.groups.last().map_or(0, |group| group.offset as usize));
-            replay = frame::replay(&self.image);
-        }
         let groups = replay.groups.len();
         let groups_lost = self.groups_synced.saturating_sub(groups);
         let unsynced_kept = groups > self.groups_synced;

@@ -207,10 +207,10 @@ impl Oracle {
                 }
                 self.yes.entry((*slot, tx.txid.clone())).or_default().cast |= 1 << node;
             }
-            Record::Accepted { slot, ballot, .. } => {
-                if *slot != open || running.promised.as_ref().is_some_and(|promised| ballot < promised) {
-                    return broken("promises never go back", format!("{} accepts {ballot} in slot {slot} after {running:?}", name(node)));
-                }
+            Record::Accepted { slot, ballot, .. }
+                if *slot != open || running.promised.as_ref().is_some_and(|promised| ballot < promised) =>
+            {
+                return broken("promises never go back", format!("{} accepts {ballot} in slot {slot} after {running:?}", name(node)));
             }
             Record::Decided { decision } => self.decided(node, decision, coverage)?,
             _ => {}

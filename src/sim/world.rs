@@ -19,7 +19,8 @@ use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
 use crate::core::value::{AbortCause, Vote};
 use crate::sim::coverage::{Coverage, Situation};
-use crate::sim::disk::{Disk, Errno, Failed, OpenFlaws};
+use crate::sim::disk::{Disk, Errno, Failed};
+use crate::sim::mistakes::{self, Mutant};
 use crate::sim::network::Network;
 use crate::sim::oracle::{Oracle, Verdict, Violation, broken};
 use crate::sim::plan::{Boundary, Plan, SLOW_SYNC_US_MAX, VET_US_MAX, What, Wish};
@@ -121,6 +122,7 @@ pub struct World<'a> {
     taken: u64,
     messages: u64,
     lines: Option<VecDeque<String>>,
+    mutant: Option<Mutant>,
 }
 
 /// What may be switched in a run besides its plan.
@@ -128,11 +130,13 @@ pub struct World<'a> {
 pub struct Switches {
     /// Keep the lines of a transcript.
     pub record: bool,
+    /// All nodes make this mistake.
+    pub mutant: Option<Mutant>,
 }
 
 impl<'a> World<'a> {
     /// All nodes of the plan, down, with new logs.
-    pub fn new(seed: u64, plan: &'a Plan, options: Switches) -> World<'a> {
+    pub fn new(seed: u64, plan: &'a Plan, switches: Switches) -> World<'a> {
         let mut rng = Rng::with_seed(seed ^ 0x5157_0000_0000_0001);
         let genesis = genesis(plan.nodes);
         let disks: Vec<_> = (0..plan.nodes).map(|node| disk_id(node, 0)).collect();
@@ -192,7 +196,8 @@ impl<'a> World<'a> {
             trace: seed,
             taken: 0,
             messages: 0,
-            lines: options.record.then(VecDeque::new),
+            lines: switches.record.then(VecDeque::new),
+            mutant: switches.mutant,
         }
     }
 
@@ -572,7 +577,7 @@ impl<'a> World<'a> {
         self.starts += 1;
         process.start = self.starts;
         process.disk.repair();
-        let opened = match process.disk.open(OpenFlaws::default()) {
+        let opened = match process.disk.open(self.mutant) {
             Ok(opened) => opened,
             Err(damage) => {
                 if !process.disk.is_damaged() {
@@ -597,20 +602,21 @@ impl<'a> World<'a> {
         if opened.unsynced_kept {
             self.coverage.met(Situation::UnsyncedKept);
         }
-        let mut durable = match Durable::replay(opened.records) {
+        let mut durable = match mistakes::fold(opened.records, self.mutant) {
             Ok(durable) => durable,
             Err(error) => return broken("a log replays", format!("{}: {error}", node_name(node))),
         };
         self.oracle.starts(node, &durable, &mut self.coverage)?;
-        let incarnation = durable.incarnation() + 1;
+        let counted = mistakes::counts_incarnation(self.mutant);
+        let incarnation = durable.incarnation() + u64::from(counted);
         let boot = Record::Boot { mesh: mesh(), node: process.id.clone(), incarnation, disk_id: process.disk_id };
-        if let Err(error) = durable.apply(0, boot.clone()) {
+        if counted && let Err(error) = durable.apply(0, boot.clone()) {
             return broken("a log replays", format!("{}: {error}", node_name(node)));
         }
         process.incarnation = incarnation;
         process.admitted |= durable.is_admitted();
         let start = process.start;
-        if process.disk.write(&[boot]).is_err() {
+        if counted && process.disk.write(&[boot]).is_err() {
             self.after(1_000_000, Event::Start { node, start });
             return Ok(());
         }
@@ -756,12 +762,14 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
-        let Sent { incarnation, connection, start } = sent;
+        let Sent { mut incarnation, connection, start } = sent;
         let process = &mut self.processes[to];
         if process.node().is_none() {
             return Ok(());
         }
-        if process.start != start {
+        if mistakes::mixes_connections(self.mutant) {
+            incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
+        } else if process.start != start {
             // A connection ends with the process; but a relay may keep a copy for longer. A heartbeat is of the moment.
             let n = self.plan.habits.stale_one_in;
             if n == 0 || matches!(message, Message::Heartbeat(_)) || process.rng.u32(0..n) > 0 {
@@ -912,7 +920,7 @@ impl<'a> World<'a> {
         }
         let phase = process.phase;
         if phase == Phase::Compacting {
-            process.disk.finish_replacing();
+            process.disk.finish_replacing(mistakes::syncs_directory(self.mutant));
             self.coverage.met(Situation::Compacted);
             self.tail(node)?;
             return self.go_on(node);
@@ -980,7 +988,7 @@ impl<'a> World<'a> {
             return Ok(());
         }
         let State::Booting(durable) = std::mem::replace(&mut process.state, State::Down) else { return Ok(()) };
-        process.state = State::Up(Box::new(Node::new(*durable, TIMING).keeping(keep)));
+        process.state = State::Up(Box::new(mistakes::make(Node::new(*durable, TIMING).keeping(keep), self.mutant)));
         process.arrived.push_back(Input::Tick);
         self.dial_all(node);
         self.go(node)
