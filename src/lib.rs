@@ -124,4 +124,5 @@ pub mod http;
 pub mod mesh;
 pub mod node;
 pub mod peers;
+pub mod sim;
 pub mod wal;

@@ -12,11 +12,14 @@ use crate::cli::endpoint::Endpoint;
 use crate::core::ids::{ModelId, NodeId, RouteName, Slot, TxId};
 use crate::core::state::{IDEMPOTENCY_KEY_BYTES_MAX, Kind};
 use crate::node::Fault;
+use crate::sim::plan::{Knob, NODES_MAX};
 
 /// Largest rate that `load` takes, in requests per second.
 pub const LOAD_RATE_PER_S_MAX: f64 = 1_000_000.0;
 /// Most connections that `load` opens to one node.
 pub const LOAD_CONNECTIONS_MAX: usize = 1_024;
+/// Most threads that `sim` takes.
+pub const SIM_JOBS_MAX: usize = 256;
 /// Longest `--timeout`, in seconds.
 pub const TIMEOUT_S_MAX: f64 = 3_600.0;
 
@@ -100,6 +103,9 @@ pub enum Command {
     Load(LoadArgs),
     /// Measures the running mesh
     Bench(BenchCommand),
+    /// Runs the protocol against simulated networks, disks and crashes, and says what it found
+    #[structopt(setting = AppSettings::Hidden)]
+    Sim(SimArgs),
     /// Prints a completion script for a shell
     Completions {
         /// The shell
@@ -271,6 +277,49 @@ pub struct BenchCommitArgs {
     /// The model to use as the canary
     #[structopt(long, value_name = "model")]
     pub canary: ModelId,
+}
+
+/// `sim`.
+#[derive(Debug, StructOpt)]
+pub struct SimArgs {
+    /// How many seeds to run
+    #[structopt(long, value_name = "count", default_value = "1000")]
+    pub seeds: u64,
+    /// The first of them
+    #[structopt(long, value_name = "seed", default_value = "0")]
+    pub seed: u64,
+    /// How many nodes each run has, up to 16 [default: drawn by each seed]
+    #[structopt(long, value_name = "count", parse(try_from_str = nodes))]
+    pub nodes: Option<usize>,
+    /// Only these actions of a seed's plan, as a minimised failure names them
+    #[structopt(long, value_name = "number", use_delimiter = true)]
+    pub keep: Option<Vec<usize>>,
+    /// Without these parts of a seed's surroundings, as a minimised failure names them
+    #[structopt(long, value_name = "part", use_delimiter = true)]
+    pub off: Vec<Knob>,
+    /// Makes each mistake of PROTOCOL.md section 9 on purpose, and says after how many seeds it was caught, and by what
+    #[structopt(long, conflicts_with_all = &["keep", "off"])]
+    pub mutants: bool,
+    /// Makes this one of those mistakes
+    #[structopt(long, value_name = "name", conflicts_with = "mutants")]
+    pub mutant: Option<String>,
+    /// How many threads run seeds
+    #[structopt(long, value_name = "count", default_value = "1", parse(try_from_str = jobs))]
+    pub jobs: usize,
+}
+
+fn nodes(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=NODES_MAX) => Ok(count),
+        _ => Err(format!("{text:?} is not a number of nodes from 1 to {NODES_MAX}")),
+    }
+}
+
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=SIM_JOBS_MAX) => Ok(count),
+        _ => Err(format!("{text:?} is not a number of threads from 1 to {SIM_JOBS_MAX}")),
+    }
 }
 
 fn percent(text: &str) -> Result<PercentBp, String> {

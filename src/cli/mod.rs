@@ -32,6 +32,7 @@ mod propose;
 mod receipt;
 mod rollback;
 mod serve;
+mod sim;
 mod status;
 #[cfg(test)]
 mod testing;
@@ -161,6 +162,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>, around: &Surroundings, out:
         Command::Peers(PeersCommand::Check { file, id }) => peers::check(&file, id.as_ref(), &mut console),
         Command::Load(args) => task::block_on(async { load::run(&args, mesh()?, around, &mut console).await }),
         Command::Bench(BenchCommand::Commit(args)) => task::block_on(async { bench::commit(&args, mesh()?, around, &mut console).await }),
+        Command::Sim(args) => sim::run_seeds(&args, &mut console),
         Command::Completions { shell } => completions::run(shell, &mut console),
     };
     let exit = result.unwrap_or_else(|failure| {

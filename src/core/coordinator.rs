@@ -9,6 +9,7 @@ use crate::core::ballot::Ballot;
 use crate::core::ids::{NodeId, Slot, Time, TxId};
 use crate::core::io::{After, CallerId, Event, Outcome, Output, Proposal, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer};
+use crate::core::mutant::mutated;
 use crate::core::state::{ChangeError, Kind, RoutingState, Transaction};
 use crate::core::value::{Abort, AbortCause, CastVote, Commit, Decision, Value, commit_hash};
 use crate::core::{Driver, Node};
@@ -299,7 +300,7 @@ impl Node {
         }
         let Proposal { kind, change, idempotency_key } = request.proposal.clone();
         let tx = Transaction { txid: txid.clone(), kind, change, idempotency_key };
-        match self.durable.state().after(&tx) {
+        match self.durable.after(&tx) {
             Ok(_) => {}
             Err(ChangeError::KeyApplied { txid, .. }) => {
                 let receipt = self.receipt(&txid).unwrap_or_else(|| self.bare_receipt(txid, Outcome::Committed));
@@ -318,7 +319,7 @@ impl Node {
 
     pub(super) fn on_prepare_resp(&mut self, from: NodeId, slot: Slot, ballot: Ballot, answer: PrepareAnswer) {
         let Some(Driver::Voting(voting)) = &mut self.driver else { return };
-        let stale = voting.slot != slot || voting.ballot != ballot || !self.durable.state().members.contains_key(&from);
+        let stale = voting.slot != slot || voting.ballot != ballot || !self.durable.electorate().members.contains_key(&from);
         // "Rejected, I promised your own ballot" is a copy of a request that was answered before.
         let copy = matches!(&answer, PrepareAnswer::Rejected { promised } if *promised == ballot);
         if stale || copy {
@@ -337,7 +338,7 @@ impl Node {
         let mut linked: BTreeSet<_> = self.liveness.linked().cloned().collect();
         linked.insert(self.id().clone());
         let over = self.now.time >= voting.deadline;
-        let tally = voting.tally(self.durable.state(), &linked, over);
+        let tally = voting.tally(self.durable.electorate(), &linked, over);
         let at = self.now.unix_ms;
         match tally {
             Tally::Wait => {}
@@ -350,7 +351,7 @@ impl Node {
             Tally::Adopt(value) => self.propose_value(value, Fate::Doomed(AbortCause::SlotTaken)),
             Tally::Commit => {
                 let (slot, votes, tx) = (voting.slot, voting.votes(), voting.tx.clone());
-                let Ok(after) = self.durable.state().after(&tx) else { return };
+                let Ok(after) = self.durable.after(&tx) else { return };
                 let said_yes = |node: &&NodeId| votes.iter().any(|cast| cast.node == **node && cast.vote.yes);
                 let excused = self.durable.state().members.keys().filter(|node| !said_yes(node)).cloned().collect();
                 let state_hash = commit_hash(self.durable.head().state_hash, slot, &tx, &after);
@@ -397,13 +398,13 @@ impl Node {
 
     pub(super) fn on_accept_resp(&mut self, from: NodeId, slot: Slot, ballot: Ballot, answer: AcceptAnswer) {
         let Some(Driver::Accepting(accepting)) = &mut self.driver else { return };
-        if accepting.slot != slot || accepting.ballot != ballot || !self.durable.state().members.contains_key(&from) {
+        if accepting.slot != slot || accepting.ballot != ballot || !self.durable.electorate().members.contains_key(&from) {
             return;
         }
         match answer {
             AcceptAnswer::Accepted => {
                 accepting.acks.insert(from);
-                if accepting.acks.len() >= self.durable.state().majority() {
+                if accepting.acks.len() >= self.durable.electorate().majority() {
                     let value = accepting.value.clone();
                     self.chosen(&value);
                 }
@@ -418,7 +419,7 @@ impl Node {
     }
 
     /// A majority has accepted: the value is the slot's, for ever.
-    fn chosen(&mut self, value: &Value) {
+    pub(super) fn chosen(&mut self, value: &Value) {
         let decision = self.durable.decision_of(value);
         if self.decide(decision.clone()) {
             for other in self.others().cloned().collect::<Vec<_>>() {
@@ -490,6 +491,7 @@ impl Node {
                 Value::Abort(abort) if abort.txid.as_ref() == Some(&flight.txid) => Outcome::Aborted(abort.cause.clone()),
                 _ => Outcome::Aborted(AbortCause::SlotTaken),
             },
+            (None, _) if mutated!(self, TimeoutMeansAborted) => Outcome::Aborted(AbortCause::NoMajority(self.reachable())),
             (None, _) => {
                 Outcome::Unknown(format!("no majority has accepted slot {} in time; it will be settled when one can", flight.slot))
             }

@@ -8,14 +8,36 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::core::ballot::Ballot;
 use crate::core::ids::{DiskId, Incarnation, MeshId, NodeId, Slot, StateHash};
 use crate::core::message::Head;
+#[cfg(feature = "mutants")]
+use crate::core::mutant::Mutant;
+use crate::core::mutant::mutated;
 use crate::core::record::Record;
+#[cfg(feature = "mutants")]
+use crate::core::state::Kind;
 use crate::core::state::{ChangeError, RoutingState, Transaction};
+#[cfg(feature = "mutants")]
+use crate::core::value::Commit;
 use crate::core::value::{Decision, Value, abort_hash, commit_hash};
 
 /// Decisions that are kept for `/history`, for receipts, and for peers that are behind.
 pub const DECISIONS_KEPT_MIN: usize = 1_024;
 /// Decisions beyond [`DECISIONS_KEPT_MIN`] after which the log is compacted.
 pub const DECISIONS_TO_COMPACT: usize = 4_096;
+
+/// How many decisions a log holds before the old ones are forgotten. The simulator makes do with small numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Keep {
+    /// Decisions that are kept.
+    pub min: usize,
+    /// Decisions beyond those after which the log is compacted.
+    pub to_compact: usize,
+}
+
+impl Default for Keep {
+    fn default() -> Keep {
+        Keep { min: DECISIONS_KEPT_MIN, to_compact: DECISIONS_TO_COMPACT }
+    }
+}
 
 /// The durable status of a node.
 #[derive(Clone, PartialEq, Debug)]
@@ -32,6 +54,12 @@ pub struct Durable {
     open: OpenSlot,
     peers: BTreeMap<NodeId, DiskId>,
     admitted: bool,
+    /// The mistake that is made on purpose.
+    #[cfg(feature = "mutants")]
+    mutant: Option<Mutant>,
+    /// The state that [`Mutant::UndecidedMembersUsed`] takes the members from.
+    #[cfg(feature = "mutants")]
+    undecided: Option<RoutingState>,
 }
 
 /// The state that the kept decisions begin from.
@@ -155,6 +183,10 @@ impl Durable {
     /// The status that these records leave.
     pub fn replay(records: impl IntoIterator<Item = Record>) -> Result<Durable, ReplayError> {
         let mut records = records.into_iter();
+        Durable::begin(&mut records)?.fold(records)
+    }
+
+    fn begin(records: &mut impl Iterator<Item = Record>) -> Result<Durable, ReplayError> {
         let (Some(Record::Boot { mesh, node, incarnation, disk_id }), Some(Record::Snapshot { genesis_hash, slot, state_hash, state })) =
             (records.next(), records.next())
         else {
@@ -163,16 +195,37 @@ impl Durable {
         let head = Head { slot, version: state.version, state_hash };
         let base = Base { slot, state_hash, state: state.clone() };
         let (decisions, open, peers) = (VecDeque::new(), OpenSlot::default(), BTreeMap::new());
-        let mut durable =
-            Durable { mesh, node, incarnation, disk_id, genesis_hash, base, decisions, state, head, open, peers, admitted: false };
+        Ok(Durable {
+            mesh,
+            node,
+            incarnation,
+            disk_id,
+            genesis_hash,
+            base,
+            decisions,
+            state,
+            head,
+            open,
+            peers,
+            admitted: false,
+            #[cfg(feature = "mutants")]
+            mutant: None,
+            #[cfg(feature = "mutants")]
+            undecided: None,
+        })
+    }
+
+    fn fold(mut self, records: impl Iterator<Item = Record>) -> Result<Durable, ReplayError> {
         for (index, record) in records.enumerate() {
-            durable.apply(index + 2, record)?;
+            self.apply(index + 2, record)?;
         }
-        Ok(durable)
+        Ok(self)
     }
 
     /// Takes in one record. `index` is for the error only. On an error nothing is changed.
     pub fn apply(&mut self, index: usize, record: Record) -> Result<(), ReplayError> {
+        #[cfg(feature = "mutants")]
+        self.foresee(&record);
         match record {
             Record::Boot { mesh, node, incarnation, disk_id } => {
                 let follows = mesh == self.mesh && node == self.node && disk_id == self.disk_id && incarnation > self.incarnation;
@@ -208,7 +261,7 @@ impl Durable {
                 }
                 let hash_here = match &decision.value {
                     Value::Commit(commit) => {
-                        let after = self.state.after(&commit.tx).map_err(|error| ReplayError::Apply { index, slot, error })?;
+                        let after = self.after(&commit.tx).map_err(|error| ReplayError::Apply { index, slot, error })?;
                         let hash = commit_hash(self.head.state_hash, slot, &commit.tx, &after);
                         Self::check_hash(index, slot, hash, commit.state_hash)?;
                         Self::check_hash(index, slot, hash, decision.state_hash)?;
@@ -230,6 +283,8 @@ impl Durable {
     }
 
     fn check(&self, index: usize, what: &'static str, slot: Slot, ballot: &Ballot, allowed: bool) -> Result<(), ReplayError> {
+        #[cfg(feature = "mutants")]
+        let allowed = allowed || self.is_lenient();
         if allowed && slot == self.head.slot + 1 { Ok(()) } else { Err(ReplayError::Illegal { index, what, slot, ballot: ballot.clone() }) }
     }
 
@@ -248,20 +303,26 @@ impl Durable {
     }
 
     /// Whether enough is kept to make compacting worth it. `needed_from` is the first slot that some member still lacks.
-    pub fn should_compact(&self, needed_from: Slot) -> bool {
-        self.decisions.len() >= DECISIONS_KEPT_MIN + DECISIONS_TO_COMPACT
-            && self.compact_to(needed_from) >= self.base.slot + DECISIONS_TO_COMPACT as Slot / 2
+    pub fn should_compact(&self, needed_from: Slot, keep: Keep) -> bool {
+        if mutated!(self, CompactedTooSoon) {
+            return self.decisions.len() >= 4;
+        }
+        self.decisions.len() >= keep.min + keep.to_compact
+            && self.compact_to(needed_from, keep) >= self.base.slot + keep.to_compact as Slot / 2
     }
 
-    fn compact_to(&self, needed_from: Slot) -> Slot {
-        let keep_from = (self.head.slot + 1).saturating_sub(DECISIONS_KEPT_MIN as Slot);
+    fn compact_to(&self, needed_from: Slot, keep: Keep) -> Slot {
+        if mutated!(self, CompactedTooSoon) {
+            return self.head.slot;
+        }
+        let keep_from = (self.head.slot + 1).saturating_sub(keep.min as Slot);
         keep_from.min(needed_from).saturating_sub(1)
     }
 
     /// Forgets decisions that every member has and that are old, and returns the records that stand for what is left.
     /// A decision that some member lacks is never forgotten.
-    pub fn compact(&mut self, needed_from: Slot) -> Vec<Record> {
-        let to = self.compact_to(needed_from);
+    pub fn compact(&mut self, needed_from: Slot, keep: Keep) -> Vec<Record> {
+        let to = self.compact_to(needed_from, keep);
         while self.decisions.front().is_some_and(|decision| decision.slot <= to) {
             let Some(decision) = self.decisions.pop_front() else { break };
             if let Value::Commit(commit) = &decision.value
@@ -331,6 +392,26 @@ impl Durable {
         &self.state
     }
 
+    /// The state whose members decide the open slot: the one as of the slot before, and no other.
+    pub fn electorate(&self) -> &RoutingState {
+        #[cfg(feature = "mutants")]
+        if let Some(undecided) = &self.undecided {
+            return undecided;
+        }
+        &self.state
+    }
+
+    /// The state after this transaction in the open slot, or why it makes no sense there.
+    pub fn after(&self, tx: &Transaction) -> Result<RoutingState, ChangeError> {
+        #[cfg(feature = "mutants")]
+        if mutated!(self, KeyAppliedTwice) {
+            let mut state = self.state.clone();
+            state.applied_keys.retain(|applied| Some(&applied.key) != tx.idempotency_key.as_ref());
+            return state.after(tx);
+        }
+        self.state.after(tx)
+    }
+
     /// The last decided slot.
     pub fn head(&self) -> Head {
         self.head
@@ -378,6 +459,52 @@ impl Durable {
             return Some(self.base.state_hash);
         }
         self.decision(slot).map(|decision| decision.state_hash)
+    }
+}
+
+/// What mistakes made on purpose need of the status.
+#[cfg(feature = "mutants")]
+impl Durable {
+    /// The status that these records leave at a node that makes this mistake.
+    pub fn replay_mutated(records: impl IntoIterator<Item = Record>, mutant: Option<Mutant>) -> Result<Durable, ReplayError> {
+        let mut records = records.into_iter();
+        let mut durable = Durable::begin(&mut records)?;
+        durable.mutant = mutant;
+        durable.fold(records)
+    }
+
+    pub(super) fn mutant(&self) -> Option<Mutant> {
+        self.mutant
+    }
+
+    pub(super) fn set_mutant(&mut self, mutant: Option<Mutant>) {
+        self.mutant = mutant;
+    }
+
+    /// True if there was something to release.
+    pub(super) fn release_prepared(&mut self) -> bool {
+        if self.open.prepared.is_none() || self.open.accepted.is_some() {
+            return false;
+        }
+        self.open = OpenSlot::default();
+        true
+    }
+
+    pub(super) fn adopt(&mut self, head: Head) {
+        self.head = head;
+        self.state.version = head.version;
+        self.open = OpenSlot::default();
+    }
+
+    fn foresee(&mut self, record: &Record) {
+        let tx = match record {
+            Record::Prepared { tx, .. } | Record::Accepted { value: Value::Commit(Commit { tx, .. }), .. } => tx,
+            Record::Decided { .. } => return self.undecided = None,
+            _ => return,
+        };
+        if mutated!(self, UndecidedMembersUsed) && tx.kind == Kind::Config {
+            self.undecided = self.state.after(tx).ok();
+        }
     }
 }
 
@@ -440,19 +567,19 @@ mod tests {
         durable.apply(0, Record::Prepared { slot: 6_001, ballot: ballot(3), tx: tx(9_000, 7) }).unwrap();
         durable.apply(0, Record::Promise { slot: 6_001, ballot: ballot(4) }).unwrap();
         let (head, state, open) = (durable.head(), durable.state().clone(), durable.open().clone());
-        assert!(durable.should_compact(6_001));
-        let records = durable.compact(6_001);
+        assert!(durable.should_compact(6_001, Keep::default()));
+        let records = durable.compact(6_001, Keep::default());
         assert_eq!((durable.head(), durable.state(), durable.open()), (head, &state, &open));
         assert_eq!(durable.first_kept(), 6_000 - DECISIONS_KEPT_MIN as u64 + 1);
-        assert!(!durable.should_compact(6_001));
+        assert!(!durable.should_compact(6_001, Keep::default()));
         assert_eq!(Durable::replay(records).unwrap(), durable);
     }
 
     #[test]
     fn a_decision_that_some_member_lacks_is_never_compacted_away() {
         let mut durable = with_history(6_000);
-        assert!(!durable.should_compact(5));
-        durable.compact(5);
+        assert!(!durable.should_compact(5, Keep::default()));
+        durable.compact(5, Keep::default());
         assert_eq!(durable.first_kept(), 5);
         assert!(durable.decision(5).is_some());
     }

@@ -9,6 +9,7 @@ use crate::core::Node;
 use crate::core::ids::{NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Applied, Event, Outcome, Output, Receipt};
 use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message, OpenSummary};
+use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::RESOLVE_SPLIT_MS;
 use crate::core::value::{AbortCause, Decision, Value};
@@ -42,7 +43,7 @@ impl Node {
         }
         self.settle(Some(&decision));
         self.check_caught_up();
-        if self.durable.should_compact(self.needed_from()) {
+        if self.durable.should_compact(self.needed_from(), self.keep) {
             self.out.push(Output::CompactDue);
         }
         true
@@ -153,6 +154,12 @@ impl Node {
 
     pub(super) fn on_heartbeat(&mut self, from: &NodeId, beat: Heartbeat) {
         self.liveness.on_heartbeat(self.now.time, self.durable.node(), from, self.link_incarnation(from), &beat);
+        #[cfg(feature = "mutants")]
+        if mutated!(self, VersionAdopted) && beat.head.version > self.durable.head().version {
+            self.durable.adopt(beat.head);
+            self.driver = None;
+            self.apply();
+        }
         if beat.head.slot > self.durable.head().slot {
             self.fetch(from);
         } else {
@@ -240,6 +247,9 @@ impl Node {
         }
         if let Some(receipt) = self.receipts.iter().find(|receipt| receipt.txid == *txid) {
             return Some(receipt.clone());
+        }
+        if mutated!(self, NoRecordMeansAborted) && txid.node == *self.id() && txid.incarnation < self.durable.incarnation() {
+            return Some(self.bare_receipt(txid.clone(), Outcome::Aborted(AbortCause::CoordinatorLost)));
         }
         let slot = self.open_slot();
         let in_flight = self.in_flight.as_ref().is_some_and(|flight| flight.txid == *txid);

@@ -22,6 +22,7 @@ pub mod io;
 mod learner;
 pub mod liveness;
 pub mod message;
+pub mod mutant;
 mod participant;
 pub mod record;
 mod resolver;
@@ -34,11 +35,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ballot::Ballot;
 use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
-use crate::core::durable::Durable;
+use crate::core::durable::{Durable, Keep};
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Timing};
 use crate::core::liveness::Liveness;
 use crate::core::message::{HealthSnapshot, Message};
+use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::state::Transaction;
@@ -47,6 +49,7 @@ use crate::core::state::Transaction;
 #[derive(Debug)]
 pub struct Node {
     timing: Timing,
+    keep: Keep,
     durable: Durable,
     liveness: Liveness,
     now: Now,
@@ -95,6 +98,7 @@ impl Node {
     pub fn new(durable: Durable, timing: Timing) -> Node {
         Node {
             timing,
+            keep: Keep::default(),
             durable,
             liveness: Liveness::default(),
             now: Now::default(),
@@ -120,6 +124,11 @@ impl Node {
         }
     }
 
+    /// The node with another measure of when its log is compacted.
+    pub fn keeping(self, keep: Keep) -> Node {
+        Node { keep, ..self }
+    }
+
     /// The one entrance. The first step may be any input; `Tick` will do.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
         debug_assert!(now.time >= self.now.time, "time runs backwards");
@@ -130,7 +139,7 @@ impl Node {
             Input::LinkDown { peer, incarnation } => self.on_link_down(peer, incarnation),
             Input::Message { from, incarnation, message } => {
                 let own = from == *self.id() && incarnation == self.durable.incarnation();
-                if own || self.liveness.is_linked(&from, incarnation) {
+                if own || self.liveness.is_linked(&from, incarnation) || mutated!(self, OldIncarnationCounted) {
                     self.liveness.heard(self.now.time, &from);
                     self.on_message(from, message);
                 }
@@ -180,6 +189,8 @@ impl Node {
     }
 
     fn on_message(&mut self, from: NodeId, message: Message) {
+        #[cfg(feature = "mutants")]
+        let message = self.misread(message);
         if let Some(slot) = message.request_slot() {
             if slot > self.open_slot() {
                 return self.stash(from, message);
@@ -211,7 +222,7 @@ impl Node {
     /// the disk it first came with; that is recorded before it is told so.
     fn on_link_up(&mut self, peer: NodeId, incarnation: Incarnation, disk_id: DiskId) {
         match self.durable.pinned_disk(&peer) {
-            Some(pinned) if pinned != disk_id => {
+            Some(pinned) if pinned != disk_id && !mutated!(self, WipedNodeRejoins) => {
                 let reason = format!(
                     "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
                     self.id()
@@ -278,7 +289,7 @@ impl Node {
 
     /// To every member, this node included: it counts itself by the same messages.
     fn broadcast(&mut self, message: Message) {
-        for member in self.durable.state().members.keys().cloned().collect::<Vec<_>>() {
+        for member in self.durable.electorate().members.keys().cloned().collect::<Vec<_>>() {
             self.send(&member, message.clone(), After::Nothing);
         }
     }
@@ -356,7 +367,7 @@ impl Node {
     /// this after [`Output::CompactDue`], when everything appended so far is synced.
     pub fn compact(&mut self) -> Vec<Record> {
         let needed_from = self.needed_from();
-        self.durable.compact(needed_from)
+        self.durable.compact(needed_from, self.keep)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::core::ballot::Ballot;
 use crate::core::ids::{NodeId, Slot, StateHash};
 use crate::core::io::{After, Event, Output};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::state::{Kind, Transaction};
 use crate::core::value::{Value, Vote};
@@ -24,7 +25,7 @@ impl Node {
         if let Some(answer) = self.no_new_vote(&ballot, &tx) {
             return self.answer_prepare(&from, slot, ballot, answer);
         }
-        match (self.durable.state().after(&tx), tx.kind) {
+        match (self.durable.after(&tx), tx.kind) {
             (Err(error), _) => self.cast(from, slot, ballot, tx, Vote::no(error.to_string())),
             (Ok(_), Kind::Reduce | Kind::Config) => self.cast(from, slot, ballot, tx, Vote::yes()),
             // The models must be loaded and the gate asked: the shell answers with `Vetted`.
@@ -79,7 +80,7 @@ impl Node {
 
     fn answer_prepare(&mut self, to: &NodeId, slot: Slot, ballot: Ballot, answer: PrepareAnswer) {
         let after = match answer {
-            PrepareAnswer::Voted { .. } => After::Synced(self.index),
+            PrepareAnswer::Voted { .. } if !mutated!(self, VoteBeforeSync) => After::Synced(self.index),
             _ => After::Nothing,
         };
         self.send(to, Message::PrepareResp { slot, ballot, answer }, after);
@@ -91,7 +92,8 @@ impl Node {
             return;
         }
         let open = self.durable.open();
-        if let Some(promised) = open.promised.clone().filter(|_| !open.may_accept(&ballot)) {
+        let obeyed = open.may_accept(&ballot) || mutated!(self, LateAcceptAccepted | BallotsNotCompared);
+        if let Some(promised) = open.promised.clone().filter(|_| !obeyed) {
             let answer = AcceptAnswer::Rejected { promised };
             return self.send(&from, Message::AcceptResp { slot, ballot, answer }, After::Nothing);
         }
@@ -110,7 +112,8 @@ impl Node {
             return;
         }
         let open = self.durable.open().clone();
-        if let Some(promised) = open.promised.clone().filter(|_| !open.may_promise(&ballot)) {
+        let obeyed = open.may_promise(&ballot) || mutated!(self, BallotsNotCompared);
+        if let Some(promised) = open.promised.clone().filter(|_| !obeyed) {
             let answer = ResolveAnswer::Rejected { promised };
             return self.send(&from, Message::ResolveResp { slot, ballot, answer }, After::Nothing);
         }

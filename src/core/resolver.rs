@@ -10,6 +10,7 @@ use crate::core::coordinator::highest_accepted;
 use crate::core::ids::{NodeId, Slot, Time};
 use crate::core::io::Event;
 use crate::core::message::{Message, ResolveAnswer};
+use crate::core::mutant::mutated;
 use crate::core::state::Transaction;
 use crate::core::value::{Abort, AbortCause, Value};
 use crate::core::{Driver, Node};
@@ -38,7 +39,7 @@ pub(super) struct Resolving {
     slot: Slot,
     ballot: Ballot,
     cause: AbortCause,
-    heard: BTreeMap<NodeId, ResolveAnswer>,
+    pub(super) heard: BTreeMap<NodeId, ResolveAnswer>,
     pub(super) deadline: Time,
 }
 
@@ -98,6 +99,10 @@ impl Node {
     pub(super) fn resolve_if_due(&mut self) {
         if self.resolve_at().is_some_and(|at| at <= self.now.time) {
             let cause = self.resolver.take().map_or(AbortCause::CoordinatorLost, |timer| timer.cause);
+            #[cfg(feature = "mutants")]
+            if mutated!(self, PreparedReleasedByTimer) && self.durable.release_prepared() {
+                return self.next_proposal();
+            }
             self.start_resolving(cause);
         }
     }
@@ -114,7 +119,7 @@ impl Node {
     }
 
     pub(super) fn on_resolve_resp(&mut self, from: NodeId, slot: Slot, ballot: Ballot, answer: ResolveAnswer) {
-        let members = &self.durable.state().members;
+        let members = &self.durable.electorate().members;
         let Some(Driver::Resolving(resolving)) = &mut self.driver else { return };
         let copy = matches!(&answer, ResolveAnswer::Rejected { promised } if *promised == ballot);
         if resolving.slot != slot || resolving.ballot != ballot || !members.contains_key(&from) || copy {
@@ -123,10 +128,14 @@ impl Node {
         resolving.heard.insert(from, answer.clone());
         let promises = resolving.promised().count();
         let refusals = resolving.heard.len() - promises;
-        let majority = self.durable.state().majority();
+        let majority = self.durable.electorate().majority();
         let left = members.len().saturating_sub(refusals);
         if let ResolveAnswer::Rejected { promised } = &answer {
             self.saw(promised);
+        }
+        #[cfg(feature = "mutants")]
+        if self.resolves_alone() {
+            return self.abort_alone();
         }
         if promises >= majority {
             self.resolve();
@@ -139,11 +148,19 @@ impl Node {
     fn resolve(&mut self) {
         let Some(Driver::Resolving(resolving)) = self.driver.take() else { return };
         let accepted = highest_accepted(resolving.promised().filter_map(|(accepted, _)| accepted.as_ref()));
+        #[cfg(feature = "mutants")]
+        let accepted = match mutated!(self, MostFrequentValue) {
+            true => crate::core::mutant::most_frequent(resolving.promised().filter_map(|(accepted, _)| accepted.as_ref())),
+            false => accepted,
+        };
         let value = accepted.unwrap_or_else(|| {
             let prepared = resolving.promised().find_map(|(_, prepared)| prepared.as_ref());
             let (txid, kind) = (prepared.map(|tx| tx.txid.clone()), prepared.map(|tx| tx.kind));
             Value::Abort(Abort { txid, kind, cause: resolving.cause.clone(), votes: Vec::new(), at: self.now.unix_ms })
         });
+        if mutated!(self, ResolverAnnouncesEarly) && !value.is_commit() {
+            return self.chosen(&value);
+        }
         self.ask_for_accepts(resolving.slot, resolving.ballot, value);
     }
 

@@ -19,6 +19,8 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+#[cfg(feature = "mutants")]
+use crate::core::mutant::Mutant;
 use crate::core::record::Record;
 
 /// Largest payload of one group, in bytes.
@@ -188,6 +190,25 @@ impl Flaw {
 
 /// Reads a log's bytes from its beginning.
 pub fn replay(bytes: &[u8]) -> Replay {
+    replay_by(bytes, judge)
+}
+
+/// Reads a log's bytes as a node does that makes this mistake.
+#[cfg(feature = "mutants")]
+pub fn replay_mutated(bytes: &[u8], mutant: Option<Mutant>) -> Replay {
+    let torn = |offset, bytes| Tail::Torn(Cut { offset, bytes });
+    match (mutant, replay(bytes)) {
+        (Some(Mutant::DamageTakenForTorn), _) => replay_by(bytes, |_, offset, _, bytes| torn(offset as u64, bytes as u64)),
+        (Some(Mutant::TornTailCutTooFar), Replay { groups, tail: Tail::Torn(cut), .. }) if groups.len() > 1 => {
+            let last = groups.last().map_or(0, |group| group.offset);
+            let before = replay(bytes.get(..last as usize).unwrap_or_default());
+            Replay { tail: torn(last, cut.offset - last + cut.bytes), ..before }
+        }
+        (_, replay) => replay,
+    }
+}
+
+fn replay_by(bytes: &[u8], judge: impl Fn(Flaw, usize, &[u8], usize) -> Tail) -> Replay {
     let content_bytes = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     let mut replay = Replay { groups: Vec::new(), chain: Chain::start(), end: 0, tail: Tail::Clean };
     let (mut offset, mut rest) = (0, bytes);
@@ -438,5 +459,21 @@ mod tests {
         assert!(matches!(encode(&[large(GROUP_BYTES_MAX)], Chain::start()), Err(EncodeError::TooLarge(_))));
         let (none, _) = encode(&[], Chain::start()).unwrap();
         assert_eq!(none.len(), 1, "a log without records still begins");
+    }
+
+    #[cfg(feature = "mutants")]
+    #[test]
+    fn mutants_cut_off_what_was_synced() {
+        let (bytes, offsets) = four_groups();
+        let torn = &bytes[..bytes.len() - 1];
+        assert_eq!(replay_mutated(torn, None).end, offsets[3] as u64);
+        let too_far = replay_mutated(torn, Some(Mutant::TornTailCutTooFar));
+        assert_eq!((too_far.end, too_far.groups.len()), (offsets[2] as u64, 2));
+        assert!(matches!(too_far.tail, Tail::Torn(cut) if cut.offset + cut.bytes == torn.len() as u64));
+        let mut flipped = bytes.clone();
+        flipped[offsets[1] + 60] ^= 1;
+        assert!(matches!(replay_mutated(&flipped, None).tail, Tail::Damaged(_)));
+        let cut = replay_mutated(&flipped, Some(Mutant::DamageTakenForTorn));
+        assert_eq!((cut.end, matches!(cut.tail, Tail::Torn(_))), (offsets[1] as u64, true));
     }
 }

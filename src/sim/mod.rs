@@ -1,0 +1,164 @@
+//! The simulator: the real core and the real log format, N nodes in one thread, virtual time, one seed for everything.
+//!
+//! A seed is a [`plan`] (which faults there are, and when), and a run of it is a [`world`]: processes that do what the real shell does
+//! ([`process`]), on disks that lose what was not synced ([`disk`]), over a network that does what networks do ([`network`]). After every
+//! step the [`oracle`] says whether something happened that must not; at the end all faults end for a majority, and it has to make
+//! progress. [`coverage`] counts what was met, [`minimise`] makes a failure small.
+//!
+//! Nothing here reads a clock, a file or the environment, and there is no thread but the caller's: docs/DETERMINISM.md.
+#![expect(clippy::indexing_slicing, reason = "nodes are numbers below how many there are, made here; a panic fails its seed, as it should")]
+
+pub mod coverage;
+pub mod disk;
+pub mod minimise;
+pub mod mistakes;
+pub mod network;
+pub mod oracle;
+pub mod plan;
+pub mod process;
+pub mod transcript;
+pub mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::core::ids::NodeId;
+use crate::sim::coverage::Coverage;
+use crate::sim::oracle::Violation;
+use crate::sim::plan::{Knob, Plan};
+use crate::sim::world::{Switches, World};
+
+/// What a run is to do.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How many nodes; drawn if it is not said.
+    pub nodes: Option<usize>,
+    /// Only these actions of the plan.
+    pub keep: Option<Vec<usize>>,
+    /// Parts of the surroundings that are off.
+    pub off: Vec<Knob>,
+}
+
+/// What one run or several came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Seeds run.
+    pub seeds: u64,
+    /// Simulated time of all nodes together, in microseconds.
+    pub node_us: u64,
+    /// Events.
+    pub events: u64,
+    /// Messages between nodes.
+    pub messages: u64,
+    /// Slots decided.
+    pub slots: u64,
+    /// Planned actions.
+    pub actions: u64,
+    /// Longest time from the end of all faults to agreement, in microseconds.
+    pub progress_us_max: u64,
+    /// The hash over everything that happened.
+    pub trace: u64,
+    /// What was met.
+    pub coverage: Coverage,
+}
+
+impl Figures {
+    /// Takes another's figures in. The order does not matter.
+    pub fn add(&mut self, other: &Figures) {
+        self.seeds += other.seeds;
+        self.node_us += other.node_us;
+        self.events += other.events;
+        self.messages += other.messages;
+        self.slots += other.slots;
+        self.actions += other.actions;
+        self.progress_us_max = self.progress_us_max.max(other.progress_us_max);
+        self.trace = self.trace.wrapping_add(other.trace);
+        self.coverage.add(&other.coverage);
+    }
+}
+
+/// A seed that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Which rule was broken, and how.
+    pub violation: Violation,
+    /// When, in microseconds.
+    pub at: u64,
+    /// The last lines of the transcript, if it was recorded.
+    pub lines: Vec<String>,
+    /// The hash over everything that happened.
+    pub trace: u64,
+}
+
+/// The plan of a seed, as the options have it.
+pub fn planned(seed: u64, options: &Options) -> Plan {
+    let mut plan = Plan::new(seed, options.nodes);
+    if let Some(keep) = &options.keep {
+        let mut number = 0;
+        plan.actions.retain(|_| {
+            number += 1;
+            keep.contains(&(number - 1))
+        });
+    }
+    plan.without(&options.off);
+    plan
+}
+
+/// Runs a seed.
+pub fn run(seed: u64, options: &Options, switches: Switches) -> Result<Figures, Failure> {
+    run_plan(seed, &planned(seed, options), switches)
+}
+
+/// Runs a seed by this plan.
+pub fn run_plan(seed: u64, plan: &Plan, switches: Switches) -> Result<Figures, Failure> {
+    // A panic in the core is a failure of the seed like any other; nothing of the run is used afterwards.
+    let run = AssertUnwindSafe(|| World::new(seed, plan, switches).run());
+    catch_unwind(run).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        let violation = Violation { oracle: "nothing panics", text: text.unwrap_or_default() };
+        Err(Failure { violation, at: 0, lines: Vec::new(), trace: 0 })
+    })
+}
+
+/// The name of a node: a letter.
+#[expect(clippy::panic, reason = "a letter is a name")]
+pub fn node_name(node: usize) -> NodeId {
+    let letter = char::from(b'a' + node as u8);
+    NodeId::new(letter.to_string()).unwrap_or_else(|_| panic!("{letter:?} is no name"))
+}
+
+/// The number of a node, by its letter.
+pub fn node_number(id: &NodeId) -> usize {
+    id.as_str().bytes().next().map_or(0, |letter| usize::from(letter.wrapping_sub(b'a')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(seed: u64) -> Result<Figures, Failure> {
+        super::run(seed, &Options::default(), Switches::default())
+    }
+
+    #[test]
+    fn a_seed_runs_the_same_every_time() {
+        for seed in 0..20 {
+            // The second run is another thread's: what it has allocated lies elsewhere.
+            let other = std::thread::spawn(move || run(seed)).join().unwrap();
+            assert_eq!(run(seed), other, "seed {seed}");
+        }
+        assert_ne!(run(1).unwrap().trace, run(2).unwrap().trace);
+    }
+
+    #[test]
+    fn a_few_hundred_seeds_run_clean() {
+        let mut total = Figures::default();
+        for seed in 0..100 {
+            match run(seed) {
+                Ok(figures) => total.add(&figures),
+                Err(failure) => panic!("seed {seed}: {:?}", failure.violation),
+            }
+        }
+        assert_eq!(total.seeds, 100);
+        assert!(total.slots > 1_000 && total.node_us > 3_600_000_000, "{total:?}");
+    }
+}

@@ -1,0 +1,1363 @@
+//! A run: all processes, the network between them and the events that are to come, in one thread and in virtual time.
+//!
+//! Events are ordered by (time, number): two at one time happen in the order they were planned. Every one of them goes into the trace
+//! hash, so two runs with one hash did the same.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+use fastrand::Rng;
+
+use crate::core::Node;
+use crate::core::ballot::Ballot;
+use crate::core::durable::Durable;
+use crate::core::gate::GateLimits;
+use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, Time};
+use crate::core::io::{After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Timing};
+use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::record::Record;
+use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
+use crate::core::value::{AbortCause, Vote};
+use crate::sim::coverage::{Coverage, Situation};
+use crate::sim::disk::{Disk, Errno, Failed};
+use crate::sim::mistakes::{self, Mutant};
+use crate::sim::network::Network;
+use crate::sim::oracle::{Oracle, Verdict, Violation, broken};
+use crate::sim::plan::{Boundary, Plan, SLOW_SYNC_US_MAX, VET_US_MAX, What, Wish};
+use crate::sim::process::{Clock, Fuse, Phase, Process, State};
+use crate::sim::{Failure, Figures, node_name, node_number, transcript};
+
+/// As in the real shell: a decision's record is synced no later than this, in milliseconds.
+const LAZY_SYNC_MS: u64 = 100;
+/// As in the real mesh: a link is given up after so long without a message, in microseconds.
+const SILENCE_US_MAX: u64 = 10_000_000;
+/// The two ends of a connection are told of it within this, in microseconds.
+const LINK_US_MAX: u64 = 2_000;
+/// As in the real mesh: a node that was refused dials again after this, in microseconds.
+const REFUSED_RETRY_US: u64 = 10_000_000;
+/// After all faults have ended for a majority, a transaction is committed and all of it agree within this, in microseconds.
+///
+/// The sum of what may still be under way then: 0.1 s to start again, 2 s until a link is dialled, 6 s in which a lost member counts as alive
+/// and is waited for as a resolver, 4 s of the resolver's longest pause, 2 s for its promises and 2 s for its accepts, 2 s of votes,
+/// and twice 2 s of heartbeats until all have heard of it; and half as much again for a clock and a second attempt.
+pub const PROGRESS_US_MAX: u64 = 30_000_000;
+/// Between two looks at whether that has happened, in microseconds.
+const LOOK_US: u64 = 250_000;
+/// Events after which a run counts as endless.
+const EVENTS_MAX: u64 = 20_000_000;
+/// Lines of a transcript that are kept.
+const LINES_MAX: usize = 400;
+
+const TIMING: Timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+
+#[derive(Debug)]
+enum Event {
+    Deliver { from: usize, to: usize, sent: Sent, message: Message },
+    Wake { node: usize },
+    Synced { node: usize, start: u64 },
+    Dial { one: usize, other: usize },
+    LinkUp { node: usize, start: u64, peer: usize, peer_start: u64, link: Link },
+    LinkDown { node: usize, peer: usize, connection: u64 },
+    Vetted { node: usize, start: u64, slot: Slot, ballot: Ballot, vote: Vote },
+    Act(usize),
+    Start { node: usize, start: u64 },
+    Resume { node: usize, start: u64 },
+    Mend { from: usize, to: usize },
+    Heal,
+    Look,
+}
+
+/// A connection, as one end sees it.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    connection: u64,
+    incarnation: Incarnation,
+    disk_id: DiskId,
+}
+
+/// Over what a message was sent.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    incarnation: Incarnation,
+    connection: u64,
+    /// The start of the receiver that it was meant for.
+    start: u64,
+}
+
+/// Those that are healed, and what is asked of them.
+#[derive(Debug)]
+struct Healed {
+    at: u64,
+    nodes: Vec<usize>,
+    callers: BTreeMap<u64, u64>,
+    committed: bool,
+    asked: usize,
+    next_at: u64,
+}
+
+/// See the module.
+pub struct World<'a> {
+    plan: &'a Plan,
+    now: u64,
+    number: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
+    events: Vec<Option<Event>>,
+    free: Vec<usize>,
+    rng: Rng,
+    network: Network,
+    processes: Vec<Process>,
+    linked: Vec<Option<Link>>,
+    /// The newest connection that each end was told of.
+    known: Vec<u64>,
+    connections: u64,
+    starts: u64,
+    callers: u64,
+    keys: Vec<u32>,
+    genesis: RoutingState,
+    oracle: Oracle,
+    coverage: Coverage,
+    healed: Option<Healed>,
+    done: bool,
+    trace: u64,
+    taken: u64,
+    messages: u64,
+    lines: Option<VecDeque<String>>,
+    mutant: Option<Mutant>,
+}
+
+/// What may be switched in a run besides its plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Switches {
+    /// Keep the lines of a transcript.
+    pub record: bool,
+    /// All nodes make this mistake.
+    pub mutant: Option<Mutant>,
+}
+
+impl<'a> World<'a> {
+    /// All nodes of the plan, down, with new logs.
+    pub fn new(seed: u64, plan: &'a Plan, switches: Switches) -> World<'a> {
+        let mut rng = Rng::with_seed(seed ^ 0x5157_0000_0000_0001);
+        let genesis = genesis(plan.nodes);
+        let disks: Vec<_> = (0..plan.nodes).map(|node| disk_id(node, 0)).collect();
+        let network = Network::new(rng.u64(..), plan.nodes, plan.weather);
+        let mut processes = Vec::new();
+        for (node, disk_id) in disks.iter().enumerate() {
+            let records = Durable::genesis(&mesh(), &node_name(node), *disk_id, genesis.clone());
+            let ppm = plan.habits.clocks_ppm.get(node).copied().unwrap_or_default();
+            processes.push(Process {
+                id: node_name(node),
+                state: State::Down,
+                start: 0,
+                disk: Disk::new(rng.u64(..), &records),
+                disk_id: *disk_id,
+                incarnation: 1,
+                clock: Clock { offset: rng.u64(0..1 << 40), ppm },
+                rng: rng.fork(),
+                paused_until: 0,
+                arrived: VecDeque::new(),
+                inputs: VecDeque::new(),
+                records: Vec::new(),
+                last: 0,
+                synced: 0,
+                after_sync: Vec::new(),
+                replies: Vec::new(),
+                compact: false,
+                lazy_since: None,
+                phase: Phase::Idle,
+                wake_at: None,
+                fuse: None,
+                repair_us: 0,
+                held_down: false,
+                admitted: false,
+            });
+        }
+        World {
+            plan,
+            now: 0,
+            number: 0,
+            queue: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
+            rng,
+            network,
+            processes,
+            linked: vec![None; plan.nodes * plan.nodes],
+            known: vec![0; plan.nodes * plan.nodes],
+            connections: 0,
+            starts: 0,
+            callers: 0,
+            keys: Vec::new(),
+            oracle: Oracle::new(&genesis, &disks),
+            genesis,
+            coverage: Coverage::default(),
+            healed: None,
+            done: false,
+            trace: seed,
+            taken: 0,
+            messages: 0,
+            lines: switches.record.then(VecDeque::new),
+            mutant: switches.mutant,
+        }
+    }
+
+    /// Runs the plan to its end.
+    pub fn run(mut self) -> Result<Figures, Failure> {
+        for node in 0..self.plan.nodes {
+            let at = self.rng.u64(0..200_000);
+            self.at(at, Event::Start { node, start: 0 });
+        }
+        for number in 0..self.plan.actions.len() {
+            self.at(self.plan.actions[number].at, Event::Act(number));
+        }
+        self.at(self.plan.heal_at, Event::Heal);
+        let verdict = self.events_in_order();
+        let (healed_at, progress_us) = self.healed.as_ref().map_or((self.now, 0), |healed| (healed.at, self.now - healed.at));
+        let figures = Figures {
+            seeds: 1,
+            node_us: self.now * self.plan.nodes as u64,
+            events: self.taken,
+            messages: self.messages,
+            slots: self.oracle.head(),
+            actions: self.plan.actions.iter().filter(|action| action.at <= healed_at).count() as u64,
+            progress_us_max: progress_us,
+            trace: self.trace,
+            coverage: self.coverage,
+        };
+        match verdict {
+            Ok(()) => Ok(figures),
+            Err(violation) => {
+                Err(Failure { violation, at: self.now, lines: self.lines.map(Vec::from).unwrap_or_default(), trace: self.trace })
+            }
+        }
+    }
+
+    fn events_in_order(&mut self) -> Verdict {
+        while let Some(Reverse((at, _, place))) = self.queue.pop() {
+            let Some(event) = self.events[place].take() else { continue };
+            self.free.push(place);
+            self.now = at;
+            self.taken += 1;
+            if self.taken > EVENTS_MAX {
+                return broken("a run ends", format!("{EVENTS_MAX} events, and no end"));
+            }
+            self.happen(event)?;
+            if self.done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn at(&mut self, at: u64, event: Event) {
+        self.number += 1;
+        let place = match self.free.pop() {
+            Some(place) => {
+                self.events[place] = Some(event);
+                place
+            }
+            None => {
+                self.events.push(Some(event));
+                self.events.len() - 1
+            }
+        };
+        self.queue.push(Reverse((at.max(self.now), self.number, place)));
+    }
+
+    fn after(&mut self, us: u64, event: Event) {
+        self.at(self.now + us, event);
+    }
+
+    fn mix(&mut self, words: &[u64]) {
+        for word in words {
+            self.trace = (self.trace ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+        }
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        let Some(lines) = &mut self.lines else { return };
+        if lines.len() == LINES_MAX {
+            lines.pop_front();
+        }
+        lines.push_back(format!("{:>12.6} {}", self.now as f64 / 1e6, line()));
+    }
+
+    fn name(&self, node: usize) -> &NodeId {
+        &self.processes[node].id
+    }
+
+    fn happen(&mut self, event: Event) -> Verdict {
+        match event {
+            Event::Deliver { from, to, sent, message } => self.deliver(from, to, sent, message),
+            Event::Wake { node } => {
+                if self.processes[node].wake_at != Some(self.now) {
+                    return Ok(());
+                }
+                self.processes[node].wake_at = None;
+                self.go(node)
+            }
+            Event::Synced { node, start } => self.on_synced(node, start),
+            Event::Dial { one, other } => self.dial(one, other),
+            Event::LinkUp { node, start, peer, peer_start, link } => self.link_up(node, start, peer, peer_start, link),
+            Event::LinkDown { node, peer, connection } => self.link_down(node, peer, connection),
+            Event::Vetted { node, start, slot, ballot, vote } => {
+                if self.processes[node].start != start {
+                    return Ok(());
+                }
+                self.arrive(node, Input::Vetted { slot, ballot, vote })
+            }
+            Event::Act(number) => self.act_on(number),
+            Event::Start { node, start } => self.start(node, start),
+            Event::Resume { node, start } => {
+                if self.processes[node].start != start || self.now < self.processes[node].paused_until {
+                    return Ok(());
+                }
+                self.say_of(node, "goes on");
+                self.dial_all(node);
+                self.go(node)
+            }
+            Event::Mend { from, to } => {
+                if self.healed.is_none() {
+                    self.network.mend(from, to);
+                    self.dial_soon(from, to);
+                }
+                Ok(())
+            }
+            Event::Heal => self.heal(),
+            Event::Look => self.look(),
+        }
+    }
+
+    fn say_of(&mut self, node: usize, what: &str) {
+        let name = self.name(node).clone();
+        self.say(|| format!("{name} {what}"));
+    }
+
+    // What is planned.
+
+    fn act_on(&mut self, number: usize) -> Verdict {
+        if self.healed.is_some() {
+            return Ok(());
+        }
+        let plan = self.plan;
+        let what = &plan.actions[number].what;
+        self.mix(&[1, self.now, number as u64]);
+        match *what {
+            What::Propose { node, wish, key } => self.propose(node, wish, key),
+            What::Ask { node, back } => self.ask(node, back),
+            What::Crash { node, power, at, count, down_us } => {
+                let fuse = Fuse { at, count, power, down_us };
+                match at {
+                    Boundary::Now => self.crash(node, power, down_us),
+                    _ => self.processes[node].fuse = Some(fuse),
+                }
+                Ok(())
+            }
+            What::Blackout { nodes, down_us } => {
+                for node in (0..plan.nodes).filter(|node| nodes & 1 << node != 0) {
+                    let later = self.rng.u64(0..=down_us);
+                    self.crash(node, true, down_us / 2 + later);
+                }
+                Ok(())
+            }
+            What::Pause { node, for_us } => {
+                self.pause(node, for_us);
+                Ok(())
+            }
+            What::Cut { from, to, for_us, seen } => {
+                self.coverage.met(Situation::LinkCut);
+                self.cut(from, to, for_us, seen);
+                let (from, to) = (self.name(from).clone(), self.name(to).clone());
+                self.say(|| format!("nothing gets from {from} to {to} for {for_us} us"));
+                Ok(())
+            }
+            What::Split { side, for_us, seen } => {
+                self.coverage.met(Situation::SplitBrain);
+                for from in 0..plan.nodes {
+                    for to in 0..plan.nodes {
+                        if (side >> from ^ side >> to) & 1 == 1 {
+                            self.cut(from, to, for_us, seen);
+                        }
+                    }
+                }
+                self.say(|| format!("nodes {side:b} are split off for {for_us} us"));
+                Ok(())
+            }
+            What::Flap { one, other } => {
+                self.coverage.met(Situation::LinkFlapped);
+                self.break_link(one, other, 5_000);
+                Ok(())
+            }
+            What::Clog { from, to, for_us } => {
+                self.coverage.met(Situation::LinkClogged);
+                self.network.clog(from, to, self.now + for_us);
+                Ok(())
+            }
+            What::FailDisk { node, operation, errno, down_us } => {
+                let process = &mut self.processes[node];
+                process.disk.fail_next(operation, errno);
+                process.repair_us = down_us;
+                Ok(())
+            }
+            What::Flip { node } => {
+                if self.may_lose(node) && self.processes[node].disk.flip() {
+                    self.coverage.met(Situation::BitFlip);
+                    self.say_of(node, "has a bit of its log flipped");
+                }
+                Ok(())
+            }
+            What::Misdirect { node } => {
+                if self.may_lose(node) {
+                    self.processes[node].disk.misdirect_next();
+                }
+                Ok(())
+            }
+            What::Wipe { node, dismissed, down_us } => {
+                let member = self.oracle.state().members.contains_key(self.name(node));
+                if self.may_lose(node) && !(dismissed && member) {
+                    self.wipe(node, down_us);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A disk may be lost only when every node has been recorded by every other: before that nobody may vote, and would not ever.
+    fn may_lose(&self, node: usize) -> bool {
+        self.processes.iter().all(|process| process.admitted) && self.oracle.disk_counts(node)
+    }
+
+    fn wipe(&mut self, node: usize, down_us: u64) {
+        self.coverage.met(Situation::Wiped);
+        self.crash(node, true, down_us);
+        let seed = self.rng.u64(..);
+        let process = &mut self.processes[node];
+        let mut records = Durable::genesis(&mesh(), &process.id, disk_id(node, process.start), self.genesis.clone());
+        // A txid is a node, an incarnation and a counter, and a new log begins with incarnation 1: the lost disk's txids would be used
+        // again (docs/PROOF.md). Until a new log begins somewhere else, the simulator looks past that.
+        if let Some(Record::Boot { incarnation, .. }) = records.first_mut() {
+            *incarnation = process.start * 1_000;
+        }
+        process.disk_id = disk_id(node, process.start);
+        process.disk = Disk::new(seed, &records);
+        self.oracle.wiped(node, process.disk_id);
+        self.say_of(node, "has lost its disk and gets an empty one");
+    }
+
+    fn pause(&mut self, node: usize, for_us: u64) {
+        let process = &mut self.processes[node];
+        if process.node().is_none() {
+            return;
+        }
+        process.paused_until = process.paused_until.max(self.now + for_us);
+        let start = process.start;
+        self.coverage.met(Situation::Paused);
+        self.say_of(node, "stands still");
+        self.after(for_us, Event::Resume { node, start });
+        if for_us > SILENCE_US_MAX {
+            self.coverage.met(Situation::PausedPastLinks);
+            for peer in 0..self.plan.nodes {
+                self.down_at(peer, node, SILENCE_US_MAX);
+            }
+        }
+    }
+
+    fn cut(&mut self, from: usize, to: usize, for_us: u64, seen: bool) {
+        self.network.cut(from, to);
+        self.after(for_us, Event::Mend { from, to });
+        if seen {
+            self.break_link(from, to, 1_000);
+        } else if for_us > SILENCE_US_MAX {
+            self.down_at(to, from, SILENCE_US_MAX);
+        }
+    }
+
+    fn propose(&mut self, node: usize, wish: Wish, key: Option<u32>) -> Verdict {
+        let disks: Vec<_> = self.processes.iter().map(|process| process.disk_id).collect();
+        let process = &self.processes[node];
+        let Some(core) = process.node() else { return Ok(()) };
+        let (kind, change) = change(wish, core.durable().state(), &disks);
+        if let Some(key) = key {
+            if self.keys.contains(&key) {
+                self.coverage.met(Situation::KeyRepeated);
+            }
+            self.keys.push(key);
+        }
+        let idempotency_key = key.map(|key| format!("key-{key}"));
+        self.ask_for(node, Proposal { kind, change, idempotency_key })?;
+        Ok(())
+    }
+
+    fn ask_for(&mut self, node: usize, proposal: Proposal) -> Result<u64, Violation> {
+        self.callers += 1;
+        let caller = self.callers;
+        let name = self.name(node).clone();
+        self.say(|| format!("{name} is asked by caller {caller}: {} {:?}", proposal.kind, proposal.change));
+        self.arrive(node, Input::Propose { caller, proposal })?;
+        Ok(caller)
+    }
+
+    fn ask(&mut self, node: usize, back: usize) -> Verdict {
+        let Some(core) = self.processes[node].node() else { return Ok(()) };
+        let begun = self.oracle.begun();
+        let Some(txid) = begun.len().checked_sub(back + 1).and_then(|at| begun.get(at)) else { return Ok(()) };
+        let Some(receipt) = core.receipt(txid) else { return Ok(()) };
+        self.coverage.met(Situation::AskedLater);
+        self.say(|| format!("{} asked about it: {}", node_name(node), transcript::receipt(&receipt)));
+        self.oracle.told(node, &receipt, &mut self.coverage)
+    }
+
+    // Processes.
+
+    fn crash(&mut self, node: usize, power: bool, down_us: u64) {
+        if matches!(self.processes[node].state, State::Down | State::Refused) {
+            return;
+        }
+        self.starts += 1;
+        self.mix(&[2, self.now, node as u64, u64::from(power)]);
+        let process = &mut self.processes[node];
+        if process.phase == Phase::Compacting {
+            self.coverage.met(Situation::CrashInCompaction);
+        }
+        self.coverage.met(if power { Situation::PowerLost } else { Situation::Killed });
+        process.end(self.starts);
+        if power {
+            process.disk.power_gone();
+            process.clock.offset = process.rng.u64(0..1 << 40);
+        } else {
+            process.disk.process_gone();
+        }
+        let start = process.start;
+        self.say_of(node, if power { "loses power" } else { "is killed" });
+        for peer in 0..self.plan.nodes {
+            self.linked[node * self.plan.nodes + peer] = None;
+            // A kernel that lives says at once that the connection is gone; without power there is only silence.
+            let us = if power { self.rng.u64(0..SILENCE_US_MAX) } else { self.rng.u64(0..5_000) };
+            self.down_at(peer, node, us);
+        }
+        if !self.processes[node].held_down {
+            self.after(down_us, Event::Start { node, start });
+        }
+    }
+
+    /// The log took a record no more: the node stops taking part until somebody starts it again.
+    fn stop_taking_part(&mut self, node: usize, failed: Failed) {
+        self.coverage.met(if failed.1 == Errno::Eio { Situation::DiskError } else { Situation::DiskFull });
+        self.starts += 1;
+        let name = self.name(node).clone();
+        self.say(|| format!("{name} cannot write its log ({failed:?}) and takes no further part"));
+        let process = &mut self.processes[node];
+        process.end(self.starts);
+        process.state = State::Broken;
+        let (start, repair_us) = (process.start, process.repair_us);
+        for peer in 0..self.plan.nodes {
+            self.linked[node * self.plan.nodes + peer] = None;
+            self.down_at(peer, node, 1_000);
+        }
+        self.after(repair_us, Event::Start { node, start });
+    }
+
+    fn start(&mut self, node: usize, start: u64) -> Verdict {
+        if self.processes[node].start != start || self.processes[node].held_down {
+            return Ok(());
+        }
+        let process = &mut self.processes[node];
+        match process.state {
+            State::Down => {}
+            State::Broken => {
+                if process.rng.bool() {
+                    process.disk.power_gone();
+                } else {
+                    process.disk.process_gone();
+                }
+                process.state = State::Down;
+            }
+            _ => return Ok(()),
+        }
+        self.starts += 1;
+        process.start = self.starts;
+        process.disk.repair();
+        let opened = match process.disk.open(self.mutant) {
+            Ok(opened) => opened,
+            Err(damage) => {
+                if !process.disk.is_damaged() {
+                    return broken("a whole log is not refused", format!("{} refuses its log: {damage:?}", node_name(node)));
+                }
+                process.state = State::Refused;
+                self.coverage.met(Situation::DamageRefused);
+                self.say_of(node, "finds its log damaged and does not start");
+                return Ok(());
+            }
+        };
+        if process.disk.is_damaged() {
+            return broken("damage is refused", format!("{} starts on a damaged log", node_name(node)));
+        }
+        if opened.groups_lost > 0 {
+            let text = format!("{} finds {} groups less than it had synced", node_name(node), opened.groups_lost);
+            return broken("what is synced is there after a restart", text);
+        }
+        if opened.torn {
+            self.coverage.met(Situation::TornTail);
+        }
+        if opened.unsynced_kept {
+            self.coverage.met(Situation::UnsyncedKept);
+        }
+        let mut durable = match mistakes::fold(opened.records, self.mutant) {
+            Ok(durable) => durable,
+            Err(error) => return broken("a log replays", format!("{}: {error}", node_name(node))),
+        };
+        self.oracle.starts(node, &durable, &mut self.coverage)?;
+        let counted = mistakes::counts_incarnation(self.mutant);
+        let incarnation = durable.incarnation() + u64::from(counted);
+        let boot = Record::Boot { mesh: mesh(), node: process.id.clone(), incarnation, disk_id: process.disk_id };
+        if counted && let Err(error) = durable.apply(0, boot.clone()) {
+            return broken("a log replays", format!("{}: {error}", node_name(node)));
+        }
+        process.incarnation = incarnation;
+        process.admitted |= durable.is_admitted();
+        let start = process.start;
+        if counted && process.disk.write(&[boot]).is_err() {
+            self.after(1_000_000, Event::Start { node, start });
+            return Ok(());
+        }
+        process.state = State::Booting(Box::new(durable));
+        self.mix(&[3, self.now, node as u64, incarnation]);
+        self.say_of(node, "starts");
+        let us = self.sync_us(node);
+        self.after(us, Event::Synced { node, start });
+        Ok(())
+    }
+
+    fn sync_us(&mut self, node: usize) -> u64 {
+        let habits = &self.plan.habits;
+        let rng = &mut self.processes[node].rng;
+        if self.healed.is_some() {
+            return rng.u64(100..1_000);
+        }
+        match habits.slow_sync_one_in {
+            n if n > 0 && rng.u32(0..n) == 0 => rng.u64(0..SLOW_SYNC_US_MAX),
+            _ => habits.sync_us_min + rng.u64(0..=habits.sync_us_spread),
+        }
+    }
+
+    // Links.
+
+    fn dial_soon(&mut self, one: usize, other: usize) {
+        let us = self.rng.u64(0..50_000);
+        self.after(us, Event::Dial { one: one.min(other), other: one.max(other) });
+    }
+
+    fn dial_all(&mut self, node: usize) {
+        for peer in (0..self.plan.nodes).filter(|peer| *peer != node) {
+            self.dial_soon(node, peer);
+        }
+    }
+
+    fn link(&mut self, node: usize, peer: usize) -> &mut Option<Link> {
+        &mut self.linked[node * self.plan.nodes + peer]
+    }
+
+    fn dial(&mut self, one: usize, other: usize) -> Verdict {
+        let runs = |process: &Process| process.node().is_some() && process.paused_until <= self.now;
+        if !runs(&self.processes[one]) || !runs(&self.processes[other]) || !self.network.connects(one, other) {
+            // Whatever is in the way dials again when it ends.
+            return Ok(());
+        }
+        let connection = |world: &mut World<'_>, node, peer| world.link(node, peer).map(|link| link.connection);
+        let (here, there) = (connection(self, one, other), connection(self, other, one));
+        if here.is_some() && here == there {
+            return Ok(());
+        }
+        self.connections += 1;
+        for (node, peer) in [(one, other), (other, one)] {
+            let us = self.rng.u64(0..LINK_US_MAX);
+            let (ours, theirs) = (&self.processes[node], &self.processes[peer]);
+            let link = Link { connection: self.connections, incarnation: theirs.incarnation, disk_id: theirs.disk_id };
+            self.after(us, Event::LinkUp { node, start: ours.start, peer, peer_start: theirs.start, link });
+        }
+        Ok(())
+    }
+
+    fn link_up(&mut self, node: usize, start: u64, peer: usize, peer_start: u64, link: Link) -> Verdict {
+        if self.processes[node].start != start || self.processes[node].node().is_none() {
+            return Ok(());
+        }
+        self.known[node * self.plan.nodes + peer] = link.connection;
+        let id = self.name(peer).clone();
+        if let Some(old) = self.link(node, peer).replace(link) {
+            let down = Input::LinkDown { peer: id.clone(), incarnation: old.incarnation };
+            self.processes[node].arrived.push_back(down);
+        }
+        if self.processes[peer].start != peer_start {
+            self.down_at(node, peer, 1_000_000);
+        }
+        let (ours, Link { incarnation, disk_id, .. }) = (self.name(node).clone(), link);
+        self.say(|| format!("{ours} has a link to {id} (incarnation {incarnation})"));
+        let peer = self.name(peer).clone();
+        self.arrive(node, Input::LinkUp { peer, incarnation, disk_id })
+    }
+
+    fn link_down(&mut self, node: usize, peer: usize, connection: u64) -> Verdict {
+        let Some(link) = self.link(node, peer).take_if(|link| link.connection == connection) else { return Ok(()) };
+        let us = if self.network.connects(node, peer) { self.rng.u64(0..5_000) } else { self.rng.u64(0..SILENCE_US_MAX) };
+        self.down_at(peer, node, us);
+        let us = self.rng.u64(50_000..2_000_000);
+        self.after(us, Event::Dial { one: node.min(peer), other: node.max(peer) });
+        let (ours, peer) = (self.name(node).clone(), self.name(peer).clone());
+        self.say(|| format!("{ours} has lost its link to {peer}"));
+        self.arrive(node, Input::LinkDown { peer, incarnation: link.incarnation })
+    }
+
+    /// `node` notices after so many microseconds that its link to `peer` is gone.
+    fn down_at(&mut self, node: usize, peer: usize, us: u64) {
+        if let Some(Link { connection, .. }) = *self.link(node, peer) {
+            self.after(us, Event::LinkDown { node, peer, connection });
+        }
+    }
+
+    fn break_link(&mut self, one: usize, other: usize, within_us: u64) {
+        for (node, peer) in [(one, other), (other, one)] {
+            let us = self.rng.u64(0..within_us);
+            self.down_at(node, peer, us);
+        }
+    }
+
+    // Messages.
+
+    fn transmit(&mut self, from: usize, to: usize, message: Message) -> Verdict {
+        self.oracle.left(from, &message)?;
+        self.situation_of(from, &message);
+        let Some(Link { connection, .. }) = *self.link(from, to) else { return Ok(()) };
+        self.messages += 1;
+        let fate = self.network.send(self.now, from, to);
+        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start };
+        match fate.first {
+            None => self.coverage.met(Situation::MessageLost),
+            Some(at) => {
+                if let Some(copy) = fate.copy {
+                    self.coverage.met(Situation::MessageCopied);
+                    self.at(copy, Event::Deliver { from, to, sent, message: message.clone() });
+                }
+                self.at(at, Event::Deliver { from, to, sent, message });
+            }
+        }
+        Ok(())
+    }
+
+    fn situation_of(&mut self, from: usize, message: &Message) {
+        match message {
+            Message::PrepareResp { answer, .. } => match answer {
+                PrepareAnswer::Busy { .. } => self.coverage.met(Situation::Busy),
+                PrepareAnswer::Rejected { .. } => self.coverage.met(Situation::BallotRejected),
+                PrepareAnswer::NotReady { .. } => self.coverage.met(Situation::NotReady),
+                PrepareAnswer::Voted { vote, .. } if !vote.yes => self.coverage.met(Situation::Vetoed),
+                PrepareAnswer::Voted { .. } => {}
+            },
+            Message::AcceptResp { answer: AcceptAnswer::Rejected { .. }, .. } => self.coverage.met(Situation::Deposed),
+            Message::ResolveResp { answer: ResolveAnswer::Rejected { .. }, .. } => self.coverage.met(Situation::BallotRejected),
+            Message::Decisions { .. } => self.coverage.met(Situation::CaughtUp),
+            _ => {}
+        }
+        let _ = from;
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
+        let Sent { mut incarnation, connection, start } = sent;
+        let process = &mut self.processes[to];
+        if process.node().is_none() {
+            return Ok(());
+        }
+        if mistakes::mixes_connections(self.mutant) {
+            incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
+        } else if process.start != start {
+            // A connection ends with the process; but a relay may keep a copy for longer. A heartbeat is of the moment.
+            let n = self.plan.habits.stale_one_in;
+            if n == 0 || matches!(message, Message::Heartbeat(_)) || process.rng.u32(0..n) > 0 {
+                return Ok(());
+            }
+            self.coverage.met(Situation::LateForRestarted);
+        } else if connection > self.known[to * self.plan.nodes + from] {
+            // This end has not been told of the connection yet: until then its bytes wait in the socket.
+            self.after(LINK_US_MAX / 4, Event::Deliver { from, to, sent, message });
+            return Ok(());
+        }
+        let (slot, round) = transcript::coordinates(&message);
+        self.mix(&[4, self.now, (from * 16 + to) as u64, transcript::number(&message), slot, round]);
+        let id = self.name(from).clone();
+        if self.lines.is_some() && !matches!(message, Message::Heartbeat(_)) {
+            self.say(|| format!("{id} -> {} {}", node_name(to), transcript::message(&message)));
+        }
+        self.arrive(to, Input::Message { from: id, incarnation, message })
+    }
+
+    // Turns.
+
+    fn arrive(&mut self, node: usize, input: Input) -> Verdict {
+        self.processes[node].arrived.push_back(input);
+        self.go(node)
+    }
+
+    /// Lets a process take its turns, if nothing keeps it from them.
+    fn go(&mut self, node: usize) -> Verdict {
+        loop {
+            let process = &mut self.processes[node];
+            let State::Up(core) = &process.state else { return Ok(()) };
+            if process.phase != Phase::Idle || process.paused_until > self.now {
+                return Ok(());
+            }
+            process.inputs.append(&mut process.arrived);
+            if process.clock.local(self.now) >= core.deadline() {
+                process.inputs.push_back(Input::Tick);
+            }
+            self.steps(node)?;
+            if self.processes[node].arrived.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Steps the core with all inputs of the turn, and syncs if anything waits for that.
+    fn steps(&mut self, node: usize) -> Verdict {
+        while let Some(input) = self.processes[node].inputs.pop_front() {
+            self.step(node, input)?;
+            if self.processes[node].node().is_none() {
+                return Ok(());
+            }
+        }
+        if self.processes[node].after_sync.is_empty() {
+            return self.tail(node);
+        }
+        self.begin_sync(node, Phase::SyncForSends)
+    }
+
+    /// The end of a turn, behind its last step.
+    fn tail(&mut self, node: usize) -> Verdict {
+        let process = &mut self.processes[node];
+        process.phase = Phase::Idle;
+        let local = process.clock.local(self.now);
+        if process.lazy_since.is_some_and(|since| local >= since.plus_ms(LAZY_SYNC_MS)) {
+            process.lazy_since = None;
+            if !process.records.is_empty() {
+                return self.begin_sync(node, Phase::SyncLazy);
+            }
+        }
+        if process.compact {
+            if !process.records.is_empty() {
+                return self.begin_sync(node, Phase::SyncForCompact);
+            }
+            process.compact = false;
+            return self.compact(node);
+        }
+        if process.lazy_since.is_none() && !process.records.is_empty() {
+            process.lazy_since = Some(local);
+        }
+        for (caller, receipt) in std::mem::take(&mut self.processes[node].replies) {
+            self.reply(node, caller, &receipt)?;
+        }
+        self.wake(node);
+        Ok(())
+    }
+
+    fn wake(&mut self, node: usize) {
+        let process = &mut self.processes[node];
+        let State::Up(core) = &process.state else { return };
+        let lazy = process.lazy_since.map(|since| since.plus_ms(LAZY_SYNC_MS));
+        let next = process.clock.global(lazy.into_iter().fold(core.deadline(), Time::min)).max(self.now);
+        if process.wake_at.is_none_or(|at| next < at) {
+            process.wake_at = Some(next);
+            self.at(next, Event::Wake { node });
+        }
+    }
+
+    fn reply(&mut self, node: usize, caller: u64, receipt: &crate::core::io::Receipt) -> Verdict {
+        let name = self.name(node).clone();
+        self.say(|| format!("{name} tells caller {caller}: {}", transcript::receipt(receipt)));
+        if receipt.outcome == Outcome::Committed && receipt.elapsed_us.is_none() {
+            self.coverage.met(Situation::KeyAnswered);
+        }
+        if let Some(healed) = &mut self.healed
+            && healed.callers.remove(&caller).is_some()
+        {
+            healed.committed |= receipt.outcome == Outcome::Committed;
+            healed.next_at = healed.next_at.min(self.now + LOOK_US);
+        }
+        self.oracle.told(node, receipt, &mut self.coverage)
+    }
+
+    fn begin_sync(&mut self, node: usize, phase: Phase) -> Verdict {
+        let process = &mut self.processes[node];
+        (process.lazy_since, process.phase) = (None, phase);
+        if process.records.is_empty() {
+            return self.after_sync(node, phase);
+        }
+        let records = std::mem::take(&mut process.records);
+        let written = process.disk.write(&records);
+        process.records = records;
+        if let Err(failed) = written {
+            self.stop_taking_part(node, failed);
+            return Ok(());
+        }
+        if self.ends_here(node, Boundary::Write) {
+            return Ok(());
+        }
+        let (us, start) = (self.sync_us(node), self.processes[node].start);
+        self.after(us, Event::Synced { node, start });
+        Ok(())
+    }
+
+    fn on_synced(&mut self, node: usize, start: u64) -> Verdict {
+        let process = &mut self.processes[node];
+        if process.start != start {
+            return Ok(());
+        }
+        if process.paused_until > self.now {
+            let until = process.paused_until;
+            self.at(until, Event::Synced { node, start });
+            return Ok(());
+        }
+        if let State::Booting(_) = process.state {
+            return self.booted(node);
+        }
+        let phase = process.phase;
+        if phase == Phase::Compacting {
+            process.disk.finish_replacing(mistakes::syncs_directory(self.mutant));
+            self.coverage.met(Situation::Compacted);
+            self.tail(node)?;
+            return self.go_on(node);
+        }
+        if let Err(failed) = process.disk.sync() {
+            self.stop_taking_part(node, failed);
+            return Ok(());
+        }
+        process.synced = process.last;
+        let records = std::mem::take(&mut process.records);
+        process.admitted |= records.contains(&Record::Admitted);
+        self.mix(&[5, self.now, node as u64, records.len() as u64]);
+        self.oracle.synced(node, &records)?;
+        if self.ends_here(node, Boundary::Sync) {
+            return Ok(());
+        }
+        self.after_sync(node, phase)?;
+        self.go_on(node)
+    }
+
+    /// Takes what arrived meanwhile.
+    fn go_on(&mut self, node: usize) -> Verdict {
+        let process = &self.processes[node];
+        if process.phase == Phase::Idle && !process.arrived.is_empty() { self.go(node) } else { Ok(()) }
+    }
+
+    fn after_sync(&mut self, node: usize, phase: Phase) -> Verdict {
+        if phase != Phase::SyncForSends {
+            return self.tail(node);
+        }
+        for (to, message) in std::mem::take(&mut self.processes[node].after_sync) {
+            self.send(node, &to, message)?;
+            if self.processes[node].node().is_none() {
+                return Ok(());
+            }
+        }
+        self.processes[node].phase = Phase::Idle;
+        self.steps(node)
+    }
+
+    fn compact(&mut self, node: usize) -> Verdict {
+        let process = &mut self.processes[node];
+        let State::Up(core) = &mut process.state else { return Ok(()) };
+        let records = core.compact();
+        let first_kept = core.durable().first_kept();
+        process.disk.replace(&records);
+        process.phase = Phase::Compacting;
+        let start = process.start;
+        let processes = &self.processes;
+        let lost = |member: usize| processes[member].disk.is_damaged() || !self.oracle.disk_counts(member);
+        self.oracle.compacted(node, first_kept, lost)?;
+        self.say_of(node, "compacts its log");
+        let us = self.sync_us(node);
+        self.after(us, Event::Synced { node, start });
+        Ok(())
+    }
+
+    fn booted(&mut self, node: usize) -> Verdict {
+        let keep = self.plan.habits.keep;
+        let process = &mut self.processes[node];
+        let start = process.start;
+        if process.disk.sync().is_err() {
+            process.state = State::Down;
+            self.after(1_000_000, Event::Start { node, start });
+            return Ok(());
+        }
+        let State::Booting(durable) = std::mem::replace(&mut process.state, State::Down) else { return Ok(()) };
+        process.state = State::Up(Box::new(mistakes::make(Node::new(*durable, TIMING).keeping(keep), self.mutant)));
+        process.arrived.push_back(Input::Tick);
+        self.dial_all(node);
+        self.go(node)
+    }
+
+    /// Whether the process ends at this boundary.
+    fn ends_here(&mut self, node: usize, boundary: Boundary) -> bool {
+        let Some(fuse) = &mut self.processes[node].fuse else { return false };
+        if fuse.at != boundary {
+            return false;
+        }
+        fuse.count = fuse.count.saturating_sub(1);
+        let Fuse { count, power, down_us, .. } = *fuse;
+        if count > 0 {
+            return false;
+        }
+        self.coverage.met(match boundary {
+            Boundary::Append => Situation::CrashAfterAppend,
+            Boundary::Write => Situation::CrashAfterWrite,
+            Boundary::Sync => Situation::CrashAfterSync,
+            Boundary::Send | Boundary::Now => Situation::CrashAfterSend,
+        });
+        self.crash(node, power, down_us);
+        true
+    }
+
+    fn step(&mut self, node: usize, input: Input) -> Verdict {
+        let process = &mut self.processes[node];
+        let now = Now { time: process.clock.local(self.now), unix_ms: 1_700_000_000_000 + self.now / 1_000 };
+        let State::Up(core) = &mut process.state else { return Ok(()) };
+        // A message counts only over the present link of the incarnation that sent it.
+        let counts = match &input {
+            Input::Message { from, incarnation, .. } if *from != process.id => {
+                let counts = core.liveness().is_linked(from, *incarnation);
+                if !counts && core.liveness().peer(from).is_some_and(|peer| peer.link.is_some()) {
+                    self.coverage.met(Situation::OldIncarnation);
+                }
+                counts
+            }
+            _ => true,
+        };
+        let outputs = core.step(now, input);
+        let (slot, hash) = (core.durable().head().slot, core.durable().head().state_hash);
+        if !counts && !outputs.is_empty() {
+            let text = format!("{} does something for a message that came over no present link: {outputs:?}", process.id);
+            return broken("only the present link counts", text);
+        }
+        self.mix(&[6, node as u64, slot, u64::from_le_bytes([hash.0[0], hash.0[1], hash.0[2], hash.0[3], hash.0[4], 0, 0, 0])]);
+        for output in outputs {
+            self.act(node, output)?;
+            if self.processes[node].node().is_none() {
+                return Ok(());
+            }
+        }
+        match self.processes[node].node() {
+            Some(core) => self.oracle.stands(node, core),
+            None => Ok(()),
+        }
+    }
+
+    fn act(&mut self, node: usize, output: Output) -> Verdict {
+        match output {
+            Output::Append { index, record } => {
+                self.oracle.appended(node, &record, &mut self.coverage)?;
+                let process = &mut self.processes[node];
+                process.records.push(record);
+                process.last = index;
+                self.ends_here(node, Boundary::Append);
+                Ok(())
+            }
+            Output::Send { to, message, after } => {
+                let start = self.processes[node].start;
+                self.oracle.asked(node, start, &message)?;
+                match after {
+                    After::Synced(index) if index > self.processes[node].synced => {
+                        self.processes[node].after_sync.push((to, message));
+                        Ok(())
+                    }
+                    After::Synced(_) | After::Nothing => self.send(node, &to, message),
+                }
+            }
+            Output::Vet { slot, ballot, .. } => {
+                self.vet(node, slot, ballot);
+                Ok(())
+            }
+            Output::Apply(applied) => match self.processes[node].node() {
+                Some(core) => self.oracle.applied(node, core, &applied),
+                None => Ok(()),
+            },
+            Output::Reply { caller, receipt } => {
+                self.processes[node].replies.push((caller, receipt));
+                Ok(())
+            }
+            Output::Refuse { peer, reason } => {
+                let peer = node_number(&peer);
+                if !self.oracle.disk_counts(peer) {
+                    self.coverage.met(Situation::WipedRefused);
+                }
+                self.say(|| format!("{} refuses {}: {reason}", node_name(node), node_name(peer)));
+                self.down_at(peer, node, 500);
+                if let Some(link) = self.link(node, peer).take() {
+                    let down = Input::LinkDown { peer: node_name(peer), incarnation: link.incarnation };
+                    self.processes[node].inputs.push_back(down);
+                }
+                self.after(REFUSED_RETRY_US, Event::Dial { one: node.min(peer), other: node.max(peer) });
+                Ok(())
+            }
+            Output::CompactDue => {
+                self.processes[node].compact = true;
+                Ok(())
+            }
+            Output::Event(event) => self.event(node, &event),
+        }
+    }
+
+    fn send(&mut self, node: usize, to: &NodeId, message: Message) -> Verdict {
+        let process = &mut self.processes[node];
+        if *to == process.id {
+            let incarnation = process.incarnation;
+            process.inputs.push_back(Input::Message { from: to.clone(), incarnation, message });
+            return Ok(());
+        }
+        let beat = matches!(message, Message::Heartbeat(_));
+        self.transmit(node, node_number(to), message)?;
+        if !beat {
+            self.ends_here(node, Boundary::Send);
+        }
+        Ok(())
+    }
+
+    fn vet(&mut self, node: usize, slot: Slot, ballot: Ballot) {
+        let habits = &self.plan.habits;
+        let calm = self.healed.is_some();
+        let process = &mut self.processes[node];
+        let mut one_in = |n: u32| n > 0 && !calm && process.rng.u32(0..n) == 0;
+        let vote = if one_in(habits.no_one_in) { Vote::no("the canary answers badly here") } else { Vote::yes() };
+        if one_in(habits.vet_one_in) {
+            let (us, start) = (process.rng.u64(0..VET_US_MAX), process.start);
+            self.after(us, Event::Vetted { node, start, slot, ballot, vote });
+        } else {
+            process.inputs.push_back(Input::Vetted { slot, ballot, vote });
+        }
+    }
+
+    fn event(&mut self, node: usize, event: &CoreEvent) -> Verdict {
+        if self.lines.is_some() && !matches!(event, CoreEvent::LinkUp { .. } | CoreEvent::LinkDown { .. }) {
+            self.say(|| format!("{} {}", node_name(node), transcript::event(event)));
+        }
+        match event {
+            CoreEvent::CaughtUp { slot } => self.oracle.caught_up(node, *slot),
+            CoreEvent::Diverged { reason } => broken("nobody diverges", format!("{}: {reason}", node_name(node))),
+            CoreEvent::GaveUp { reason, .. } => {
+                if *reason == AbortCause::Preempted(None).to_string() {
+                    self.coverage.met(Situation::Preempted);
+                }
+                Ok(())
+            }
+            CoreEvent::Resolving { reason, .. } => {
+                let core = self.processes[node].node();
+                if core.is_some_and(|core| {
+                    let open = core.durable().open();
+                    let incarnation = self.processes[node].incarnation;
+                    open.prepared.is_some() && open.promised.as_ref().is_some_and(|ballot| ballot.incarnation < incarnation)
+                }) {
+                    self.coverage.met(Situation::ResolvedAfterRestart);
+                }
+                if *reason == AbortCause::Split.to_string() {
+                    self.coverage.met(Situation::Split);
+                }
+                Ok(())
+            }
+            CoreEvent::Decided { txid, value, reason, .. } => {
+                let lost = |txid: &crate::core::ids::TxId| {
+                    let process = &self.processes[node_number(&txid.node)];
+                    process.node().is_none() || process.incarnation != txid.incarnation
+                };
+                if *value == "commit" && txid.as_ref().is_some_and(lost) {
+                    self.coverage.met(Situation::CommitSurvived);
+                }
+                if reason.as_ref().is_some_and(|reason| *reason == AbortCause::CoordinatorLost.to_string()) {
+                    self.coverage.met(Situation::AbortedForLost);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    // The second phase.
+
+    fn heal(&mut self) -> Verdict {
+        let members = &self.oracle.state().members;
+        let majority = self.oracle.state().majority();
+        let well = |node: &usize| {
+            let process = &self.processes[*node];
+            !matches!(process.state, State::Refused) && !process.disk.is_damaged() && self.oracle.disk_counts(*node)
+        };
+        let well: Vec<_> = self.plan.order.iter().copied().filter(well).collect();
+        let mut nodes: Vec<_> = well.iter().copied().filter(|node| members.contains_key(self.name(*node))).collect();
+        if nodes.len() < majority {
+            return broken("a plan leaves a majority", format!("{} of {} members are well", nodes.len(), members.len()));
+        }
+        let partly = self.plan.heal_majority && self.processes.iter().all(|process| process.admitted);
+        if partly {
+            nodes.truncate(majority);
+        }
+        self.coverage.met(if partly && majority < members.len() { Situation::HealedMajority } else { Situation::HealedAll });
+        let mut rest: Vec<_> = (0..self.plan.nodes).filter(|node| !nodes.contains(node)).collect();
+        if !partly {
+            // Those that are lost, or dismissed, are there all the same.
+            rest.clear();
+        }
+        self.say(|| format!("all faults end for {}", nodes.iter().map(|node| node_name(*node).to_string()).collect::<Vec<_>>().join(", ")));
+        self.network.heal(|from, to| rest.contains(&from) != rest.contains(&to));
+        for node in &rest {
+            if self.plan.rest_down {
+                self.processes[*node].held_down = true;
+                self.crash(*node, true, 0);
+            }
+        }
+        for node in 0..self.plan.nodes {
+            if rest.contains(&node) {
+                continue;
+            }
+            let process = &mut self.processes[node];
+            process.disk.repair();
+            (process.fuse, process.paused_until) = (None, self.now);
+            let start = process.start;
+            match process.state {
+                State::Down | State::Broken => self.after(100_000, Event::Start { node, start }),
+                State::Up(_) => self.after(0, Event::Resume { node, start }),
+                State::Booting(_) | State::Refused => {}
+            }
+        }
+        // Links that lost messages are made anew, as a transport would.
+        for one in 0..self.plan.nodes {
+            for other in one + 1..self.plan.nodes {
+                self.break_link(one, other, 1_000);
+            }
+        }
+        self.healed =
+            Some(Healed { at: self.now, nodes, callers: BTreeMap::new(), committed: false, asked: 0, next_at: self.now + 500_000 });
+        self.after(LOOK_US, Event::Look);
+        Ok(())
+    }
+
+    /// Has a transaction been committed since the heal, and do all that are healed agree?
+    fn look(&mut self) -> Verdict {
+        let Some(healed) = &mut self.healed else { return Ok(()) };
+        if !healed.committed && self.now >= healed.next_at {
+            healed.next_at = self.now + 3_000_000;
+            let node = healed.nodes[healed.asked % healed.nodes.len()];
+            healed.asked += 1;
+            if let Some(core) = self.processes[node].node() {
+                let (kind, change) = probe(core.durable().state());
+                // Told before it is asked: the answer may come at once.
+                let at = self.now;
+                healed.callers.insert(self.callers + 1, at);
+                self.ask_for(node, Proposal { kind, change, idempotency_key: None })?;
+            }
+        }
+        let Some(healed) = &self.healed else { return Ok(()) };
+        let (committed, at) = (healed.committed, healed.at);
+        let differs: Vec<_> = healed.nodes.iter().filter_map(|node| Some((*node, self.differs(*node)?))).collect();
+        if committed && differs.is_empty() {
+            self.done = true;
+            return Ok(());
+        }
+        if self.now - at > PROGRESS_US_MAX {
+            let differs: Vec<_> = differs.iter().map(|(node, why)| format!("{} {why}", node_name(*node))).collect();
+            let text = format!("{} us after all faults ended, committed {committed}: {}", self.now - at, differs.join("; "));
+            return broken(if committed { "all converge" } else { "a majority makes progress" }, text);
+        }
+        self.after(LOOK_US, Event::Look);
+        Ok(())
+    }
+
+    /// What a healed node lacks.
+    fn differs(&self, node: usize) -> Option<String> {
+        let Some(core) = self.processes[node].node() else { return Some("is down".to_owned()) };
+        let (head, wanted) = (core.durable().head(), self.oracle.head());
+        if !self.oracle.state().members.contains_key(self.name(node)) {
+            return None;
+        }
+        if head.slot != wanted {
+            return Some(format!("is at slot {} of {wanted}", head.slot));
+        }
+        if core.durable().state() != self.oracle.state() {
+            return Some("has another state".to_owned());
+        }
+        if let Some(txid) = core.open_transaction() {
+            return Some(format!("is in doubt about {txid}"));
+        }
+        core.complaints().first().map(|complaint| format!("complains: {complaint}"))
+    }
+}
+
+fn mesh() -> MeshId {
+    name(MeshId::new("sim"))
+}
+
+#[expect(clippy::panic, reason = "the simulator's own names are names")]
+fn name<T, E>(name: Result<T, E>) -> T {
+    name.unwrap_or_else(|_| panic!("not a name"))
+}
+
+fn route(text: &str) -> RouteName {
+    name(RouteName::new(text))
+}
+
+fn model(number: u8) -> Model {
+    Model { id: name(ModelId::new(format!("v{number}"))), digest: Some(Digest([number; 32])) }
+}
+
+fn disk_id(node: usize, start: u64) -> DiskId {
+    let mut bytes = start.to_be_bytes();
+    bytes[0] = 0xa0 + node as u8;
+    DiskId(bytes)
+}
+
+/// One route to try canaries on, and one whose canary can always be lowered: there is always a `reduce` that makes sense.
+fn genesis(nodes: usize) -> RoutingState {
+    let stable = (name(ModelId::new("v1")), GateLimits::default());
+    let routes = [(route("default"), stable.clone()), (route("probe"), stable)];
+    let mut state = RoutingState::genesis(&mesh(), (0..nodes).map(node_name), routes.into());
+    if let Some(probe) = state.routes.get_mut(&route("probe")) {
+        (probe.canary, probe.weights) = (Some(model(9)), Weights { stable: 0, canary: 10_000 });
+    }
+    state
+}
+
+fn one_route(name: &str, change: RouteChange) -> Change {
+    Change::Routes([(route(name), change)].into())
+}
+
+/// The reduce that always makes sense.
+fn probe(state: &RoutingState) -> (Kind, Change) {
+    let canary = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary).saturating_sub(1);
+    let weights = Some(Weights { stable: 10_000 - canary, canary });
+    (Kind::Reduce, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
+}
+
+/// What a wish comes to in this state.
+fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) {
+    let (weights, keep) =
+        (|canary: u16| Some(Weights { stable: 10_000 - canary.min(10_000), canary: canary.min(10_000) }), CanaryChange::Keep);
+    let Some(now) = state.routes.get(&route("default")) else { return probe(state) };
+    let Route { canary, previous_stable, .. } = now;
+    let routes = |kind, stable, canary, weights| (kind, one_route("default", RouteChange { stable, canary, weights }));
+    let try_out = |number: u8, weight| {
+        let model = (number..).map(model).find(|model| model.id != now.stable.id);
+        routes(Kind::Advance, None, model.map_or(CanaryChange::Keep, CanaryChange::Set), weights(weight))
+    };
+    match wish {
+        Wish::Canary { model, weight } => try_out(model, weight),
+        Wish::Weight(weight) if canary.is_some() => routes(Kind::Advance, None, keep, weights(weight)),
+        Wish::Weight(weight) => try_out(2, weight),
+        Wish::Promote => match canary {
+            Some(canary) => routes(Kind::Advance, Some(canary.clone()), keep, None),
+            None => try_out(3, 100),
+        },
+        Wish::Lower(percent) if canary.is_some() && now.weights.canary > 0 => {
+            let lower = u32::from(now.weights.canary) * u32::from(percent) / 100;
+            routes(Kind::Reduce, None, keep, weights(lower as u16))
+        }
+        Wish::Remove if canary.is_some() => routes(Kind::Reduce, None, CanaryChange::Remove, None),
+        Wish::Demote if previous_stable.is_some() => routes(Kind::Reduce, previous_stable.clone(), keep, None),
+        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state),
+        Wish::Dismiss(node) => (Kind::Config, Change::Members(MemberChange::Remove { node: node_name(node) })),
+        Wish::Admit(node) => (Kind::Config, Change::Members(MemberChange::Add { node: node_name(node), disk_id: disks[node] })),
+    }
+}
