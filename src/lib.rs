@@ -13,16 +13,17 @@
 //!
 //! 1. takes all that is ready: messages, proposals, votes, the tick that is due;
 //! 2. steps the core with each, and sends at once what waits for nothing ([`core::io::After::Nothing`]);
-//! 3. if anything waits for the disk, appends everything gathered with **one** write and **one** sync ([`wal::Wal::append`]), and
-//!    then sends what waited ([`core::io::After::Synced`]). What the node sends to itself comes back as an input of the same turn, so
-//!    steps 2 and 3 are repeated until nothing is left;
-//! 4. shows the others the core as it now is, and answers callers.
+//! 3. if anything waits for the disk, appends everything gathered with **one** write and **one** sync ([`wal::Wal::append`]), then
+//!    sends what waited ([`core::io::After::Synced`]) and tells the core ([`core::io::Input::Synced`]). What the node sends to itself
+//!    comes back as an input of the same turn, so steps 2 and 3 are repeated until nothing is left;
+//! 4. shows the others the core as it now is. A caller is answered as soon as the core says so.
 //!
-//! The record of a decision waits for no message: it is appended with the next sync, or after a tenth of a second.
+//! No message waits for the record of a decision: it is appended with the next sync, or after a tenth of a second. A coordinator's
+//! own vote and accept wait a few milliseconds for the others', which are often enough ([`core::Node::sync_by`]).
 //!
-//! Everything else runs beside that thread: dialling and writing to links ([`mesh`]) and HTTP ([`http`]) on async-std's threads,
-//! reading from all links on one thread of its own, inference on threads of each model, the events on a thread that writes them. A request to the data plane reads one immutable snapshot
-//! ([`gateway`]) and never waits for the core.
+//! That thread reads the links itself. Everything else runs beside it: dialling, and writing what a peer does not take at once
+//! ([`mesh`]), and HTTP ([`http`]) on async-std's threads, inference on threads of each model, the events on a thread that writes
+//! them. A request to the data plane reads one immutable snapshot ([`gateway`]) and never waits for the core.
 //!
 //! # Invariants, and what holds them up
 //!
@@ -94,7 +95,10 @@
 //!     for output in node.step(Now::default(), input) {
 //!         match output {
 //!             // Nothing is lost with a `Vec`, so each record is synced as soon as it is in it.
-//!             Output::Append { record, .. } => log.push(record),
+//!             Output::Append { index, record } => {
+//!                 log.push(record);
+//!                 inputs.push_back(Input::Synced(index));
+//!             }
 //!             // The only member there is, is this node: what it sends comes back to it.
 //!             Output::Send { to, message, .. } => inputs.push_back(Input::Message { from: to, incarnation: 1, message }),
 //!             // A real shell loads the model and asks the gate first.

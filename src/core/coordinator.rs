@@ -78,6 +78,13 @@ pub(super) struct Accepting {
     pub(super) again_at: Time,
 }
 
+impl Accepting {
+    /// As of [`Voting::is_patient`].
+    pub(super) fn is_patient(&self) -> bool {
+        matches!(self.value.kind(), Some(Kind::Advance | Kind::Config))
+    }
+}
+
 /// What the answers so far come to.
 #[derive(Debug, PartialEq)]
 enum Tally {
@@ -96,12 +103,17 @@ enum Tally {
 }
 
 impl Voting {
+    /// Whether it may wait a moment for this node's own sync: only a rollback is always in a hurry.
+    pub(super) fn is_patient(&self) -> bool {
+        self.tx.kind != Kind::Reduce
+    }
+
     /// What a coordinator may do with what it has heard. `linked` are the members still worth waiting
-    /// for; `over` says that the deadline has passed.
-    fn tally(&self, state: &RoutingState, linked: &BTreeSet<NodeId>, over: bool) -> Tally {
+    /// for; `pledged` says of whom a promise counts; `over` says that the deadline has passed.
+    fn tally(&self, state: &RoutingState, linked: &BTreeSet<NodeId>, pledged: impl Fn(&NodeId) -> bool, over: bool) -> Tally {
         let heard = |node: &NodeId| self.heard.get(node);
-        let promises = self.heard.values().filter(|answer| matches!(answer, PrepareAnswer::Voted { .. })).count();
-        let refusals = self.heard.len() - promises;
+        let promises = self.heard.iter().filter(|(node, answer)| answer.is_promise() && pledged(node)).count();
+        let refusals = self.heard.values().filter(|answer| !answer.is_promise()).count();
         let yes = state.members.keys().filter(|node| heard(node).is_some_and(PrepareAnswer::is_yes)).count();
         if promises < state.majority() {
             let still_possible = state.members.len() - refusals >= state.majority();
@@ -338,7 +350,7 @@ impl Node {
         let mut linked: BTreeSet<_> = self.liveness.linked().cloned().collect();
         linked.insert(self.id().clone());
         let over = self.now.time >= voting.deadline;
-        let tally = voting.tally(self.durable.electorate(), &linked, over);
+        let tally = voting.tally(self.durable.electorate(), &linked, |member| self.is_pledged(member), over);
         let at = self.now.unix_ms;
         match tally {
             Tally::Wait => {}
@@ -404,10 +416,7 @@ impl Node {
         match answer {
             AcceptAnswer::Accepted => {
                 accepting.acks.insert(from);
-                if accepting.acks.len() >= self.durable.electorate().majority() {
-                    let value = accepting.value.clone();
-                    self.chosen(&value);
-                }
+                self.count_accepts();
             }
             // Deposed: somebody with a higher ballot is at it. What the slot holds, its decision will tell.
             AcceptAnswer::Rejected { promised } => {
@@ -415,6 +424,15 @@ impl Node {
                 self.driver = None;
                 self.arm_resolver();
             }
+        }
+    }
+
+    pub(super) fn count_accepts(&mut self) {
+        let Some(Driver::Accepting(accepting)) = &self.driver else { return };
+        let accepts = accepting.acks.iter().filter(|member| self.is_pledged(member)).count();
+        if accepts >= self.durable.electorate().majority() {
+            let value = accepting.value.clone();
+            self.chosen(&value);
         }
     }
 

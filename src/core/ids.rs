@@ -116,7 +116,7 @@ macro_rules! hex32 {
 
         impl fmt::Display for $type {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+                f.write_str(&encode_hex(&self.0))
             }
         }
 
@@ -144,7 +144,7 @@ macro_rules! hex32 {
 
         impl From<$type> for String {
             fn from(hash: $type) -> String {
-                hash.to_string()
+                encode_hex(&hash.0)
             }
         }
     };
@@ -165,15 +165,22 @@ hex32!(
 #[error("{0:?} is not {1} hexadecimal digits")]
 pub struct HexError(String, usize);
 
+/// Two digits a byte. Every message and record has several hashes, and writing them digit by digit through a formatter would be
+/// a good part of encoding it.
+fn encode_hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or('0');
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]).collect()
+}
+
 fn decode_hex(text: &str, into: &mut [u8]) -> Result<(), HexError> {
     let wrong = || HexError(text.to_owned(), into.len() * 2);
     if text.len() != into.len() * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(wrong());
     }
-    let mut nibbles = text.chars().filter_map(|c| c.to_digit(16)).map(|d| d as u8);
-    for byte in into.iter_mut() {
-        if let (Some(high), Some(low)) = (nibbles.next(), nibbles.next()) {
-            *byte = high << 4 | low;
+    let nibble = |digit: u8| char::from(digit).to_digit(16).unwrap_or(0) as u8;
+    for (byte, digits) in into.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        if let [high, low] = digits {
+            *byte = nibble(*high) << 4 | nibble(*low);
         }
     }
     Ok(())
@@ -186,7 +193,7 @@ pub struct DiskId(pub [u8; 8]);
 
 impl fmt::Display for DiskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&encode_hex(&self.0))
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! **The contract.** What must be durable before something leaves the node is said by that something: [`After::Synced`]
 //! names the record. The shell may send what says [`After::Nothing`] at once; it must not send the rest before the record
-//! of that number, and so every record before it, has been synced. A message to the node itself obeys the same rule, so the
-//! node counts its own vote no sooner than anybody else's.
+//! of that number, and so every record before it, has been synced.
+//!
+//! A message to the node itself never leaves it and waits for nothing. Its vote is its own word and counts at once; its promise
+//! and its accept count towards a majority only when the shell has told it by [`Input::Synced`] that they are durable. Where the
+//! others are a majority without it, nothing waits for that: [`crate::core::Node::sync_by`] says until when the shell may let it be.
 //!
 //! | before this leaves the node | this is synced |
 //! |---|---|
@@ -44,6 +47,8 @@ pub type CallerId = u64;
 pub enum Input {
     /// Time has passed; see [`crate::core::Node::deadline`].
     Tick,
+    /// This record, and all before it, have been synced.
+    Synced(LogIndex),
     /// A link to a peer is up.
     LinkUp {
         /// The peer.

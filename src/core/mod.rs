@@ -45,6 +45,10 @@ use crate::core::record::Record;
 use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::state::Transaction;
 
+/// How long a coordinator's own records may stay unsynced while its peers are a majority without it, in milliseconds: longer
+/// than their syncs take, so that on a commit's way it syncs nothing itself.
+pub const OWN_SYNC_MS: u64 = 5;
+
 /// A member of the mesh.
 #[derive(Debug)]
 pub struct Node {
@@ -54,6 +58,10 @@ pub struct Node {
     liveness: Liveness,
     now: Now,
     index: LogIndex,
+    /// The last record that is known to be synced.
+    synced: LogIndex,
+    /// This node's last promise, vote or accept, and when it was made. Until it is synced it does not count towards a majority.
+    pledge: (LogIndex, Time),
     out: Vec<Output>,
     health: HealthSnapshot,
     /// What this node drives in the open slot.
@@ -103,6 +111,8 @@ impl Node {
             liveness: Liveness::default(),
             now: Now::default(),
             index: 0,
+            synced: 0,
+            pledge: (0, Time::default()),
             out: Vec::new(),
             health: HealthSnapshot::default(),
             driver: None,
@@ -135,6 +145,7 @@ impl Node {
         self.now = Now { time: now.time.max(self.now.time), ..now };
         match input {
             Input::Tick => self.on_tick(),
+            Input::Synced(index) => self.on_synced(index),
             Input::LinkUp { peer, incarnation, disk_id } => self.on_link_up(peer, incarnation, disk_id),
             Input::LinkDown { peer, incarnation } => self.on_link_down(peer, incarnation),
             Input::Message { from, incarnation, message } => {
@@ -162,6 +173,39 @@ impl Node {
         };
         let timers = [driver, self.answer_by(), self.waiting_until(), self.resolve_at(), self.fetch_again_at()];
         timers.into_iter().flatten().fold(self.next_beat, Time::min)
+    }
+
+    /// Until when the shell may leave this node's own promise, vote or accept unsynced; `None` when nothing waits for it. A
+    /// coordinator whose peers are a majority without it is not in a hurry, unless it takes something back.
+    pub fn sync_by(&self) -> Option<Time> {
+        let (_, made_at) = self.pledge;
+        let patient = match self.driver.as_ref().filter(|_| !self.is_pledge_synced())? {
+            Driver::Voting(voting) => voting.is_patient(),
+            Driver::Resolving(_) => false,
+            Driver::Accepting(accepting) => accepting.is_patient(),
+        };
+        let others = self.others().filter(|other| self.liveness.peer(other).is_some_and(|peer| peer.link.is_some()));
+        let spare = patient && others.count() >= self.durable.electorate().majority();
+        Some(if spare { made_at.plus_ms(OWN_SYNC_MS) } else { made_at })
+    }
+
+    fn is_pledge_synced(&self) -> bool {
+        self.pledge.0 <= self.synced
+    }
+
+    /// Whether what this member has promised or accepted counts towards a majority: others say so only when it is durable.
+    fn is_pledged(&self, member: &NodeId) -> bool {
+        member != self.id() || self.is_pledge_synced()
+    }
+
+    fn on_synced(&mut self, index: LogIndex) {
+        self.synced = self.synced.max(index);
+        match &self.driver {
+            Some(Driver::Voting(_)) => self.tally(),
+            Some(Driver::Resolving(_)) => self.count_promises(),
+            Some(Driver::Accepting(_)) => self.count_accepts(),
+            None => {}
+        }
     }
 
     fn on_tick(&mut self) {
@@ -273,6 +317,9 @@ impl Node {
         match self.durable.apply(self.index as usize, record.clone()) {
             Ok(()) => {
                 self.index += 1;
+                if record.is_pledge() {
+                    self.pledge = (self.index, self.now.time);
+                }
                 self.out.push(Output::Append { index: self.index, record });
                 Some(self.index)
             }
@@ -284,6 +331,7 @@ impl Node {
     }
 
     fn send(&mut self, to: &NodeId, message: Message, after: After) {
+        let after = if to == self.id() { After::Nothing } else { after };
         self.out.push(Output::Send { to: to.clone(), message, after });
     }
 

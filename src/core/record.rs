@@ -7,6 +7,13 @@ use crate::core::ids::{DiskId, Incarnation, MeshId, NodeId, Slot, StateHash};
 use crate::core::state::{RoutingState, Transaction};
 use crate::core::value::{Decision, Value};
 
+impl Record {
+    /// Whether others may count on it: a promise, a vote or an accept.
+    pub fn is_pledge(&self) -> bool {
+        matches!(self, Record::Promise { .. } | Record::Prepared { .. } | Record::Accepted { .. })
+    }
+}
+
 /// One record.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

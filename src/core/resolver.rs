@@ -56,6 +56,12 @@ impl Resolving {
     }
 }
 
+impl ResolveAnswer {
+    fn is_promise(&self) -> bool {
+        matches!(self, ResolveAnswer::Promised { .. })
+    }
+}
+
 impl Node {
     /// Whether only the decision of the open slot can free this node: it is in doubt, or its own transaction is out of its
     /// hands (somebody has deposed it) and still waits for its fate.
@@ -119,17 +125,13 @@ impl Node {
     }
 
     pub(super) fn on_resolve_resp(&mut self, from: NodeId, slot: Slot, ballot: Ballot, answer: ResolveAnswer) {
-        let members = &self.durable.electorate().members;
         let Some(Driver::Resolving(resolving)) = &mut self.driver else { return };
+        let members = &self.durable.electorate().members;
         let copy = matches!(&answer, ResolveAnswer::Rejected { promised } if *promised == ballot);
         if resolving.slot != slot || resolving.ballot != ballot || !members.contains_key(&from) || copy {
             return;
         }
         resolving.heard.insert(from, answer.clone());
-        let promises = resolving.promised().count();
-        let refusals = resolving.heard.len() - promises;
-        let majority = self.durable.electorate().majority();
-        let left = members.len().saturating_sub(refusals);
         if let ResolveAnswer::Rejected { promised } = &answer {
             self.saw(promised);
         }
@@ -137,6 +139,16 @@ impl Node {
         if self.resolves_alone() {
             return self.abort_alone();
         }
+        self.count_promises();
+    }
+
+    pub(super) fn count_promises(&mut self) {
+        let Some(Driver::Resolving(resolving)) = &self.driver else { return };
+        let pledged = |(member, answer): &(&NodeId, &ResolveAnswer)| answer.is_promise() && self.is_pledged(member);
+        let promises = resolving.heard.iter().filter(pledged).count();
+        let refusals = resolving.heard.values().filter(|answer| !answer.is_promise()).count();
+        let (members, majority) = (self.durable.electorate().members.len(), self.durable.electorate().majority());
+        let left = members.saturating_sub(refusals);
         if promises >= majority {
             self.resolve();
         } else if left < majority {

@@ -349,14 +349,18 @@ impl Cluster {
     fn sync(&mut self, name: &NodeId) {
         let process = self.members.get_mut(name).unwrap();
         let Some(node) = &process.node else { return };
+        let news = !process.unsynced.is_empty();
         process.synced += process.unsynced.len() as LogIndex;
         process.disk.append(&mut process.unsynced);
         // The running status is the fold over the disk, always.
         assert_eq!(&Durable::replay(process.disk.iter().cloned()).unwrap(), node.durable());
-        let incarnation = node.durable().incarnation();
+        let (incarnation, synced) = (node.durable().incarnation(), process.synced);
         for (index, to, message) in std::mem::take(&mut process.after_sync) {
-            assert!(index <= process.synced, "{name} names a record that was never appended");
+            assert!(index <= synced, "{name} names a record that was never appended");
             self.network.push_back(InTransit { from: name.clone(), incarnation, to, message });
+        }
+        if news {
+            self.step(name, Input::Synced(synced));
         }
     }
 

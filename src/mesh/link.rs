@@ -107,7 +107,7 @@ pub(super) struct Link {
 /// What has not been written yet.
 #[derive(Default)]
 struct Out {
-    frames: VecDeque<Vec<u8>>,
+    frames: VecDeque<Arc<[u8]>>,
     /// Bytes of the first frame that are written.
     written: usize,
     /// Bytes of all frames.
@@ -158,7 +158,7 @@ impl Link {
     }
 
     /// Sends a frame, or queues it, or ends the link if the queue is full. Never waits.
-    pub fn send(&self, frame: Vec<u8>) {
+    pub fn send(&self, frame: Arc<[u8]>) {
         let mut out = self.out();
         if out.end.is_some() {
             return;
@@ -193,7 +193,7 @@ impl Link {
         }
         if let Ok(frame) = frame::encode(&Packet::Refused { reason: reason.to_owned() }) {
             out.bytes += frame.len();
-            out.frames.push_back(frame);
+            out.frames.push_back(frame.into());
             // What the kernel does not take now is lost with the link.
             let _taken = out.flush(&self.socket, &self.counters);
         }

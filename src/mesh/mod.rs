@@ -100,6 +100,18 @@ pub enum MeshEvent {
     },
 }
 
+/// A message as it goes over links: encoded once, whoever it is for.
+#[derive(Clone, Debug)]
+pub struct Frame(Arc<[u8]>);
+
+impl Frame {
+    /// # Errors
+    /// The message is over [`FRAME_BYTES_MAX`]: it can never be sent.
+    pub fn new(message: &Message) -> Result<Frame, FrameError> {
+        Ok(Frame(frame::encode(&Packet::Message(message))?.into()))
+    }
+}
+
 /// How the link to a peer stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LinkStatus {
@@ -177,15 +189,12 @@ impl Mesh {
         Ok((mesh, inbox))
     }
 
-    /// Sends to a peer if its link is up, from any thread, without waiting. A peer too slow for it loses its link.
-    ///
-    /// # Errors
-    /// The message is over [`FRAME_BYTES_MAX`]: it can never be sent. That a link is down, or ends, is not an error but an event.
-    pub fn send(&self, to: &NodeId, message: &Message) -> Result<(), FrameError> {
+    /// Sends to a peer if its link is up, from any thread, without waiting. A peer too slow for it loses its link. That a link is
+    /// down, or ends, is not an error but an event.
+    pub fn send(&self, to: &NodeId, frame: &Frame) {
         if let Some(link) = self.shared.peer(to).and_then(|peer| peer.link()) {
-            link.send(frame::encode(&Packet::Message(message))?);
+            link.send(frame.0.clone());
         }
-        Ok(())
     }
 
     /// Takes a new peers.json: dials new peers and addresses, closes what is cut or gone, heals what is not cut any more.

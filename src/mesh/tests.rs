@@ -93,6 +93,10 @@ impl Node {
         Node { mesh, events, linked: BTreeMap::new() }
     }
 
+    fn send(&self, to: &str, message: &Message) -> Result<(), FrameError> {
+        Frame::new(message).map(|frame| self.mesh.send(&id(to), &frame))
+    }
+
     fn next(&mut self, what: &str) -> MeshEvent {
         let event = block_on(timeout(WAIT, self.events.recv())).unwrap_or_else(|_| panic!("waited in vain for {what}")).unwrap();
         match &event {
@@ -231,8 +235,8 @@ fn listener_b() -> (Node, SocketAddr) {
 fn messages_arrive_in_order_and_once_in_both_directions() {
     let (mut a, mut b, _) = pair();
     for number in 0..4_000 {
-        a.mesh.send(&id("b"), &fetch(number)).unwrap();
-        b.mesh.send(&id("a"), &fetch(number)).unwrap();
+        a.send("b", &fetch(number)).unwrap();
+        b.send("a", &fetch(number)).unwrap();
     }
     for number in 0..4_000 {
         assert_eq!(a.message(), fetch(number));
@@ -318,7 +322,7 @@ fn messages() -> Vec<Message> {
 fn a_message_of_every_kind_arrives_as_it_was_sent() {
     let (a, mut b, _) = pair();
     for message in messages() {
-        a.mesh.send(&id("b"), &message).unwrap();
+        a.send("b", &message).unwrap();
         assert_eq!(b.message(), message);
     }
 }
@@ -327,11 +331,11 @@ fn a_message_of_every_kind_arrives_as_it_was_sent() {
 fn the_largest_frame_passes_and_a_larger_message_is_an_error_that_costs_no_link() {
     let (a, mut b, _) = pair();
     let around = frame::encode(&Packet::Message(&large(100_000))).unwrap().len() - 4 - 100_000;
-    let over = a.mesh.send(&id("b"), &large(FRAME_BYTES_MAX - around + 1)).unwrap_err();
+    let over = a.send("b", &large(FRAME_BYTES_MAX - around + 1)).unwrap_err();
     assert_eq!(over.to_string(), "a frame of 1048577 bytes is over the limit of 1048576");
     let largest = large(FRAME_BYTES_MAX - around);
     for _ in 0..3 {
-        a.mesh.send(&id("b"), &largest).unwrap();
+        a.send("b", &largest).unwrap();
     }
     for _ in 0..3 {
         assert!(b.message() == largest);
@@ -614,7 +618,7 @@ fn a_peer_that_never_reads_loses_its_link_and_memory_stays_bounded() {
         let message = large(bytes);
         let mut queued_most = 0;
         for _ in 0..sends_max {
-            b.mesh.send(&id("a"), &message).unwrap();
+            b.send("a", &message).unwrap();
             let status = b.status("a");
             queued_most = queued_most.max(status.queue_bytes);
             if status.state != LinkWord::Up {
@@ -636,8 +640,8 @@ fn what_is_queued_for_a_peer_is_sent_when_it_reads_again() {
     b.up("a");
     let mut sent = 0;
     while b.status("a").queue_bytes < QUEUE_BYTES_MAX / 2 {
-        b.mesh.send(&id("a"), &Message::Decisions { decisions: vec![] }).unwrap();
-        b.mesh.send(&id("a"), &large(500_000)).unwrap();
+        b.send("a", &Message::Decisions { decisions: vec![] }).unwrap();
+        b.send("a", &large(500_000)).unwrap();
         sent += 2;
     }
     for number in 0..sent {
@@ -669,7 +673,7 @@ fn a_cut_closes_the_link_at_once_and_a_heal_brings_it_back() {
     a.mesh.configure(both);
     a.up("b");
     b.up("a");
-    a.mesh.send(&id("b"), &fetch(1)).unwrap();
+    a.send("b", &fetch(1)).unwrap();
     assert_eq!(b.message(), fetch(1));
 }
 
@@ -679,10 +683,10 @@ fn links_that_come_and_go_quickly_keep_their_events_in_order() {
     for number in 0..100 {
         let (one, peer) = if number % 3 == 0 { (&b, "a") } else { (&a, "b") };
         one.mesh.configure(cut(&both, peer));
-        a.mesh.send(&id("b"), &fetch(number)).unwrap();
+        a.send("b", &fetch(number)).unwrap();
         one.mesh.configure(both.clone());
         // A link or none, either will do.
-        b.mesh.send(&id("a"), &fetch(number)).unwrap();
+        b.send("a", &fetch(number)).unwrap();
         if number % 10 == 0 {
             a.stands("b", LinkWord::Up);
         }
@@ -691,7 +695,7 @@ fn links_that_come_and_go_quickly_keep_their_events_in_order() {
     let (last, since) = (fetch(1_000), Instant::now());
     loop {
         assert!(since.elapsed() < WAIT, "waited in vain for the last message");
-        a.mesh.send(&id("b"), &last).unwrap();
+        a.send("b", &last).unwrap();
         while !a.events.is_empty() {
             a.next("whatever happened");
         }
@@ -778,7 +782,7 @@ fn peers_and_addresses_can_be_changed_while_it_runs() {
     assert_eq!(a.down("b"), "removed from peers.json");
     b.down("a");
     assert!(a.mesh.links().is_empty());
-    a.mesh.send(&id("b"), &fetch(1)).unwrap();
+    a.send("b", &fetch(1)).unwrap();
     a.mesh.configure(config(&[("b", at_b)]));
     a.up("b");
     b.up("a");

@@ -1,8 +1,8 @@
 //! The loop that owns the core. It has a thread of its own, so that a sync holds up nothing else.
 //!
 //! Each turn drains all that is ready, steps the core, sends what waits for nothing, appends all records with **one** sync,
-//! and then sends what waited for it. What the core sends to itself comes back as an input of the same turn, after the same
-//! sync. A decision's record alone asks for no sync: it goes with the next one, or after [`LAZY_SYNC_MS`].
+//! and then sends what waited for it, and tells the core. What the core sends to itself comes back as an input of the same turn. A
+//! decision's record alone asks for no sync: it goes with the next one, or after [`LAZY_SYNC_MS`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -23,7 +23,7 @@ use crate::core::message::{Head, HealthSnapshot, Message};
 use crate::core::record::Record;
 use crate::core::state::{RoutingState, Transaction};
 use crate::gateway::Gateway;
-use crate::mesh::{Inbox, Mesh, MeshEvent};
+use crate::mesh::{Frame, FrameError, Inbox, Mesh, MeshEvent};
 use crate::node::events::Events;
 use crate::node::fault::{Fault, Moment};
 use crate::node::view::{PeerSeen, View};
@@ -102,6 +102,8 @@ struct Running {
     parts: Loop,
     synced: LogIndex,
     batch: Batch,
+    /// The last message that was sent, as it was encoded.
+    encoded: Option<(Message, Result<Frame, FrameError>)>,
     lazy_since: Option<Time>,
     callers: BTreeMap<CallerId, oneshot::Sender<Receipt>>,
     next_caller: CallerId,
@@ -119,6 +121,7 @@ impl Loop {
             parts: self,
             synced: 0,
             batch: Batch::default(),
+            encoded: None,
             lazy_since: None,
             callers: BTreeMap::new(),
             next_caller: 0,
@@ -163,10 +166,20 @@ fn next_turns(turns: &Receiver<Turn>, inbox: &mut Inbox, wait: Duration) -> io::
 impl Running {
     fn wait(&self) -> Duration {
         let now = clock::time();
-        let lazy = self.lazy_since.map(|since| since.plus_ms(LAZY_SYNC_MS));
-        let next = lazy.into_iter().fold(self.parts.node.deadline(), Time::min);
+        let next = self.sync_by().into_iter().fold(self.parts.node.deadline(), Time::min);
         let idle = Duration::from_secs(3_600);
         if self.broken.is_some() { idle } else { Duration::from_micros(next.0.saturating_sub(now.0)) }
+    }
+
+    /// Until when the records that no message waits for may stay unsynced.
+    fn sync_by(&self) -> Option<Time> {
+        let lazy = self.lazy_since.map(|since| since.plus_ms(LAZY_SYNC_MS));
+        lazy.into_iter().chain(self.parts.node.sync_by()).min()
+    }
+
+    fn is_sync_due(&self) -> bool {
+        let waited_for = !self.batch.after_sync.is_empty() || self.batch.compact;
+        self.broken.is_none() && (waited_for || self.sync_by().is_some_and(|by| clock::time() >= by))
     }
 
     fn turn(&mut self, ready: Vec<Turn>) {
@@ -180,26 +193,22 @@ impl Running {
             while let Some(input) = self.batch.inputs.pop_front() {
                 self.step(input);
             }
-            if self.batch.after_sync.is_empty() {
+            if !self.is_sync_due() {
                 break;
             }
             self.sync();
-            let ready = std::mem::take(&mut self.batch.after_sync);
-            if self.broken.is_some() {
-                break;
-            }
-            for (to, message) in ready {
+            for (to, message) in std::mem::take(&mut self.batch.after_sync) {
+                if self.broken.is_some() {
+                    break;
+                }
                 if matches!(message, Message::PrepareResp { .. }) {
                     self.fault(Moment::VoteSynced { coordinator: &to });
                 }
                 self.send(&to, message);
             }
-        }
-        if self.lazy_since.is_some_and(|since| clock::time() >= since.plus_ms(LAZY_SYNC_MS)) {
-            self.sync();
-        }
-        if std::mem::take(&mut self.batch.compact) {
-            self.compact();
+            if std::mem::take(&mut self.batch.compact) {
+                self.compact();
+            }
         }
         self.publish();
     }
@@ -293,9 +302,18 @@ impl Running {
             let incarnation = self.parts.node.durable().incarnation();
             self.batch.inputs.push_back(Input::Message { from: to.clone(), incarnation, message });
         } else {
-            // Too large for a frame is the one error, and the sender's own: the protocol takes it for a lost message.
-            if let Err(error) = self.parts.mesh.send(to, &message) {
-                self.parts.events.say(log::Level::Error, "not_sent", serde_json::json!({"peer": to, "reason": error.to_string()}));
+            // Most messages go to every member, one after another.
+            if self.encoded.as_ref().is_none_or(|(encoded, _)| *encoded != message) {
+                let frame = Frame::new(&message);
+                self.encoded = Some((message, frame));
+            }
+            match &self.encoded {
+                Some((_, Ok(frame))) => self.parts.mesh.send(to, frame),
+                // Too large for a frame is the one error, and the sender's own: the protocol takes it for a lost message.
+                Some((_, Err(error))) => {
+                    self.parts.events.say(log::Level::Error, "not_sent", serde_json::json!({"peer": to, "reason": error.to_string()}));
+                }
+                None => {}
             }
         }
     }
@@ -339,6 +357,7 @@ impl Running {
             Ok(synced) => {
                 self.synced = self.batch.last;
                 self.batch.records.clear();
+                self.batch.inputs.push_back(Input::Synced(self.synced));
                 let figures = &self.parts.figures;
                 figures.syncs.fetch_add(1, Ordering::Relaxed);
                 figures.sync_us.fetch_add(synced.sync_took.as_micros() as u64, Ordering::Relaxed);
@@ -348,8 +367,8 @@ impl Running {
         }
     }
 
+    /// When everything is synced.
     fn compact(&mut self) {
-        self.sync();
         if self.broken.is_some() {
             return;
         }

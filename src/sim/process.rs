@@ -7,7 +7,7 @@ use fastrand::Rng;
 use crate::core::Node;
 use crate::core::durable::Durable;
 use crate::core::ids::{DiskId, Incarnation, NodeId, Time};
-use crate::core::io::{CallerId, Input, LogIndex, Receipt};
+use crate::core::io::{Input, LogIndex};
 use crate::core::message::Message;
 use crate::core::record::Record;
 use crate::sim::disk::Disk;
@@ -116,8 +116,6 @@ pub struct Process {
     pub synced: LogIndex,
     /// What waits for the sync.
     pub after_sync: Vec<(NodeId, Message)>,
-    /// What callers are told when the turn ends.
-    pub replies: Vec<(CallerId, Receipt)>,
     /// The log is to be compacted when the turn ends.
     pub compact: bool,
     /// Since when decisions wait for a sync, by its clock.
@@ -153,7 +151,6 @@ impl Process {
         self.inputs.clear();
         self.records.clear();
         self.after_sync.clear();
-        self.replies.clear();
         (self.last, self.synced, self.compact, self.lazy_since) = (0, 0, false, None);
         (self.phase, self.wake_at, self.fuse, self.paused_until) = (Phase::Idle, None, None, 0);
     }

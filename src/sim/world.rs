@@ -161,7 +161,6 @@ impl<'a> World<'a> {
                 last: 0,
                 synced: 0,
                 after_sync: Vec::new(),
-                replies: Vec::new(),
                 compact: false,
                 lazy_since: None,
                 phase: Phase::Idle,
@@ -824,7 +823,9 @@ impl<'a> World<'a> {
                 return Ok(());
             }
         }
-        if self.processes[node].after_sync.is_empty() {
+        let process = &self.processes[node];
+        let own_due = process.node().and_then(Node::sync_by).is_some_and(|by| process.clock.local(self.now) >= by);
+        if process.after_sync.is_empty() && !own_due {
             return self.tail(node);
         }
         self.begin_sync(node, Phase::SyncForSends)
@@ -851,9 +852,6 @@ impl<'a> World<'a> {
         if process.lazy_since.is_none() && !process.records.is_empty() {
             process.lazy_since = Some(local);
         }
-        for (caller, receipt) in std::mem::take(&mut self.processes[node].replies) {
-            self.reply(node, caller, &receipt)?;
-        }
         self.wake(node);
         Ok(())
     }
@@ -862,7 +860,7 @@ impl<'a> World<'a> {
         let process = &mut self.processes[node];
         let State::Up(core) = &process.state else { return };
         let lazy = process.lazy_since.map(|since| since.plus_ms(LAZY_SYNC_MS));
-        let next = process.clock.global(lazy.into_iter().fold(core.deadline(), Time::min)).max(self.now);
+        let next = process.clock.global(lazy.into_iter().chain(core.sync_by()).fold(core.deadline(), Time::min)).max(self.now);
         if process.wake_at.is_none_or(|at| next < at) {
             process.wake_at = Some(next);
             self.at(next, Event::Wake { node });
@@ -888,7 +886,7 @@ impl<'a> World<'a> {
         let process = &mut self.processes[node];
         (process.lazy_since, process.phase) = (None, phase);
         if process.records.is_empty() {
-            return self.after_sync(node, phase);
+            return self.after_sync(node);
         }
         let records = std::mem::take(&mut process.records);
         let written = process.disk.write(&records);
@@ -937,7 +935,9 @@ impl<'a> World<'a> {
         if self.ends_here(node, Boundary::Sync) {
             return Ok(());
         }
-        self.after_sync(node, phase)?;
+        let process = &mut self.processes[node];
+        process.inputs.push_back(Input::Synced(process.synced));
+        self.after_sync(node)?;
         self.go_on(node)
     }
 
@@ -947,10 +947,7 @@ impl<'a> World<'a> {
         if process.phase == Phase::Idle && !process.arrived.is_empty() { self.go(node) } else { Ok(()) }
     }
 
-    fn after_sync(&mut self, node: usize, phase: Phase) -> Verdict {
-        if phase != Phase::SyncForSends {
-            return self.tail(node);
-        }
+    fn after_sync(&mut self, node: usize) -> Verdict {
         for (to, message) in std::mem::take(&mut self.processes[node].after_sync) {
             self.send(node, &to, message)?;
             if self.processes[node].node().is_none() {
@@ -1078,10 +1075,7 @@ impl<'a> World<'a> {
                 Some(core) => self.oracle.applied(node, core, &applied),
                 None => Ok(()),
             },
-            Output::Reply { caller, receipt } => {
-                self.processes[node].replies.push((caller, receipt));
-                Ok(())
-            }
+            Output::Reply { caller, receipt } => self.reply(node, caller, &receipt),
             Output::Refuse { peer, reason } => {
                 let peer = node_number(&peer);
                 if !self.oracle.disk_counts(peer) {
