@@ -123,9 +123,14 @@
 pub mod api;
 pub mod cli;
 pub mod core;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gateway;
 pub mod http;
 pub mod mesh;
+#[cfg(test)]
+mod msgpack_vectors;
 pub mod node;
 pub mod peers;
 pub mod sim;

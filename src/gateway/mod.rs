@@ -8,6 +8,8 @@
 mod backend;
 mod body;
 mod elements;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod headers;
 mod models;
 mod net;

@@ -20,6 +20,8 @@ mod counters;
 mod fakes;
 mod framing;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guarded;
 mod limits;
 mod metrics;

@@ -5,6 +5,7 @@
 use std::io;
 
 use futures::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::message::Message;
@@ -91,11 +92,16 @@ pub(super) fn decode(body: &[u8]) -> Result<Packet<Message>, FrameError> {
         [ARRAY_OF_TWO, theirs @ 0..=0x7f, ..] => return Err(FrameError::Version { theirs }),
         _ => return Err(FrameError::Malformed("it does not begin with a version".to_owned())),
     };
-    let mut decoder = rmp_serde::Deserializer::new(packet);
+    read_value(packet)
+}
+
+/// Exactly one value of MessagePack.
+pub(crate) fn read_value<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FrameError> {
+    let mut decoder = rmp_serde::Deserializer::new(bytes);
     decoder.set_max_depth(DEPTH_MAX);
-    let packet = Packet::deserialize(&mut decoder).map_err(|error| FrameError::Malformed(brief(&error.to_string())))?;
+    let value = T::deserialize(&mut decoder).map_err(|error| FrameError::Malformed(brief(&error.to_string())))?;
     match decoder.get_ref().len() {
-        0 => Ok(packet),
+        0 => Ok(value),
         left => Err(FrameError::Malformed(format!("{left} bytes follow it in the same frame"))),
     }
 }

@@ -7,6 +7,8 @@
 
 mod dial;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handshake;
 mod link;
 mod listen;
@@ -36,6 +38,8 @@ use crate::api::LinkWord;
 use crate::core::ids::{DiskId, Incarnation, NodeId};
 use crate::core::message::Message;
 use crate::mesh::frame::Packet;
+#[cfg(test)]
+pub(crate) use crate::mesh::frame::read_value;
 use crate::mesh::link::Counters;
 use crate::mesh::peer::{Peer, Standing};
 use crate::mesh::reader::Reader;

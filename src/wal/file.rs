@@ -67,7 +67,7 @@ impl Wal {
         Wal::create_on(Box::new(Os), path, records)
     }
 
-    fn open_on(disk: Box<dyn Disk>, path: &Path) -> Result<Option<Opened>, WalError> {
+    pub(super) fn open_on(disk: Box<dyn Disk>, path: &Path) -> Result<Option<Opened>, WalError> {
         let lock = lock(path)?;
         remove_stale(&beside(path, ".tmp"))?;
         let mut file = match File::options().read(true).write(true).open(path) {
@@ -102,7 +102,7 @@ impl Wal {
         Ok(Some(Opened { wal, records, cut }))
     }
 
-    fn create_on(disk: Box<dyn Disk>, path: &Path, records: &[Record]) -> Result<Wal, WalError> {
+    pub(super) fn create_on(disk: Box<dyn Disk>, path: &Path, records: &[Record]) -> Result<Wal, WalError> {
         let lock = lock(path)?;
         // Under the lock: since `open` found none, another process may have begun one.
         if fs::metadata(path).is_ok_and(|there| there.len() > 0) {

@@ -16,7 +16,8 @@
 //! comes into being under another name with its first group synced, so a bad first group is damage too, and so is a group whose checksum
 //! is right and whose chain is not. What cannot be told apart: a last group that was synced and damaged later looks like a torn one.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 
 #[cfg(feature = "mutants")]
@@ -27,6 +28,9 @@ use crate::core::record::Record;
 pub const GROUP_BYTES_MAX: usize = 16 << 20;
 /// The version of the format that this program writes and reads.
 pub const FORMAT_VERSION: u8 = 1;
+
+/// How deeply a record may be nested. Ours need fewer than 20 levels; what a newer version adds is skipped, level by level.
+const DEPTH_MAX: usize = 64;
 
 /// Begins every group, and nothing that a record holds looks like it: UTF-8 never has the byte 0xC1, MessagePack has it only inside a
 /// number or a length, and a length has no second one behind it.
@@ -267,13 +271,15 @@ fn read_group(bytes: &[u8], before: Chain) -> Result<(usize, Chain, Vec<Record>)
     Ok((HEADER_BYTES + payload.len(), after, records))
 }
 
-fn decode(payload: &[u8]) -> Result<Vec<Record>, rmp_serde::decode::Error> {
-    let mut records = Vec::new();
+/// The values of MessagePack that these bytes are, one behind the other.
+pub(crate) fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<Vec<T>, rmp_serde::decode::Error> {
+    let mut values = Vec::new();
     let mut reader = rmp_serde::Deserializer::new(payload);
+    reader.set_max_depth(DEPTH_MAX);
     while !reader.get_ref().is_empty() {
-        records.push(Record::deserialize(&mut reader)?);
+        values.push(T::deserialize(&mut reader)?);
     }
-    Ok(records)
+    Ok(values)
 }
 
 #[cfg(test)]

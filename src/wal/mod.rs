@@ -13,6 +13,8 @@
 pub mod frame;
 pub mod inspect;
 
+#[cfg(test)]
+mod crash_images;
 mod disk;
 mod file;
 

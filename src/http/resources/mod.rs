@@ -35,7 +35,7 @@ fn number(pairs: &[(String, String)], name: &str) -> Result<Option<u64>, Refusal
 }
 
 /// The request's JSON; a refusal says where it is wrong: the field, the line and the column.
-fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(super) fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
