@@ -54,7 +54,9 @@ finish() {
   fi
   kill_nodes
   for mount in "$dir"/*/small-disk; do
-    ! grep -qF " $mount " /proc/mounts || umount "$mount" || umount --lazy "$mount"
+    grep -qF " $mount " /proc/mounts || continue
+    [[ $keep == no ]] || cp -r "$mount" "$mount.kept" || true
+    umount "$mount" || umount --lazy "$mount" || true
   done
   if [[ $keep == yes ]]; then
     printf 'The logs are kept in %s.\n' "$dir" >&2

@@ -15,7 +15,6 @@ use canary_mesh::core::state::{CanaryChange, Change, IDEMPOTENCY_KEY_BYTES_MAX, 
 use canary_mesh::core::value::Value as Chosen;
 use canary_mesh::wal::frame;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::history::{Ask, Checked, Decided, History, Op, Place, Seen, Sighting, Told, check};
 use crate::mesh::{Answer, Mesh, PATIENCE, connect, request_on, request_within, requests, wait_for};
@@ -275,25 +274,25 @@ fn number(name: &str) -> Option<u64> {
 struct OnFailure {
     seed: u64,
     nodes: usize,
+    steps: usize,
     dir: PathBuf,
 }
 
 impl Drop for OnFailure {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let OnFailure { seed, nodes, dir } = self;
+            let OnFailure { seed, nodes, steps, dir } = self;
+            let test = if *nodes == 3 { "three" } else { "five" };
             eprintln!("chaos failed with {nodes} nodes and seed {seed}. The logs are kept in {}.", dir.display());
-            eprintln!("Again: CHAOS_SEED={seed} cargo test --release --test it chaos::{}", if *nodes == 3 { "three" } else { "five" });
+            eprintln!("Again: CHAOS_SEED={seed} CHAOS_STEPS={steps} cargo test --release --test it chaos::{test}_nodes -- --nocapture");
         }
     }
 }
 
 fn chaos(nodes: usize, seed: u64, steps: usize) -> Figures {
-    let dir = match std::env::var_os("CHAOS_DIR") {
-        Some(parent) => TempDir::new_in(parent).unwrap(),
-        None => TempDir::new().unwrap(),
-    };
-    let _on_failure = OnFailure { seed, nodes, dir: dir.path().to_owned() };
+    let parent = std::env::var_os("CHAOS_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let dir = tempfile::Builder::new().prefix("mesh-").tempdir_in(parent).unwrap();
+    let _on_failure = OnFailure { seed, nodes, steps, dir: dir.path().to_owned() };
     let mut draw = fastrand::Rng::with_seed(seed);
     let heartbeat_ms = [50, 100, 200][draw.usize(0..3)];
     let prepare_timeout_ms = [150, 400, 1_000][draw.usize(0..3)];
