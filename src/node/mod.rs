@@ -126,6 +126,7 @@ pub enum ServeError {
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
 pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
+    let peers_stamp = watch::stamp(&options);
     let file = PeersFile::load(&options.peers)?;
     file.check_member(&options.id)?;
     let control = listen(&options.id, "control", file.peer(&options.id).map(|peer| peer.control.as_str()))?;
@@ -201,7 +202,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         started: clock::time(),
     });
     let (reread, reread_asked) = bounded::<()>(1);
-    task::spawn(watch::watch(options.clone(), peers.clone(), mesh.clone(), turns.clone(), events.clone(), reread_asked));
+    task::spawn(watch::watch(options.clone(), peers_stamp, peers.clone(), mesh.clone(), turns.clone(), events.clone(), reread_asked));
     task::spawn(beat_health(peers, gateway.clone(), turns.clone()));
 
     let stop = stop_signal(events.clone(), stopping, reread);

@@ -22,23 +22,24 @@ use crate::peers::{PeersError, PeersFile};
 const LOOK_MS: u64 = 250;
 
 /// What tells one version of a file from the next without reading it.
-type Stamp = Option<(SystemTime, u64, u64)>;
+pub type Stamp = Option<(SystemTime, u64, u64)>;
 
-fn stamp(options: &ServeOptions) -> Stamp {
+/// The file's present stamp. To be taken before the file is read, so that a change in between is seen later.
+pub fn stamp(options: &ServeOptions) -> Stamp {
     let meta = std::fs::metadata(&options.peers).ok()?;
     Some((meta.modified().ok()?, meta.len(), meta.ino()))
 }
 
-/// Looks for changes until the node stops; `asked` asks for one at once, whatever the file looks like.
+/// Looks for changes since `seen` until the node stops; `asked` asks for one at once, whatever the file looks like.
 pub async fn watch(
     options: ServeOptions,
+    mut seen: Stamp,
     peers: Arc<ArcSwap<PeersFile>>,
     mesh: Arc<Mesh>,
     turns: Sender<Turn>,
     events: Events,
     asked: Receiver<()>,
 ) {
-    let mut seen = stamp(&options);
     loop {
         let forced = match select(Box::pin(asked.recv()), Box::pin(task::sleep(Duration::from_millis(LOOK_MS)))).await {
             Either::Left((Ok(()), _)) => true,

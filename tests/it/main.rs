@@ -9,10 +9,13 @@
 )]
 
 mod bad_input;
+mod chaos;
 mod command_line;
 mod consensus;
 mod data_plane;
+mod history;
 mod logs;
 mod mesh;
+mod nemesis;
 mod partitions;
 mod tidy;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,9 @@ pub struct Node {
     pub control: u16,
     pub data: u16,
     pub models: PathBuf,
+    pub logs: PathBuf,
+    /// Its own peers.json, or the one of all.
+    pub peers: PathBuf,
     process: Option<Child>,
 }
 
@@ -50,10 +53,24 @@ impl Answer {
     }
 }
 
-/// Ports that are free now; the listeners are held together so that they differ.
+/// Ports that are free now; the listeners are held together so that they differ. Below the range that the system gives to outgoing
+/// connections: the port of a node that is down would be given away before it is back.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<_> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let outgoing_from = range.split_whitespace().next().and_then(|port| port.parse().ok()).unwrap_or(32_768);
+    let mut listeners = Vec::new();
+    while listeners.len() < count {
+        let port = if outgoing_from > 12_000 { fastrand::u16(10_000..outgoing_from) } else { 0 };
+        listeners.extend(TcpListener::bind(("127.0.0.1", port)).ok());
+    }
     listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+/// A whole file at once, as an editor that renames does it.
+pub fn write_whole(path: &Path, json: &Value) {
+    let beside = path.with_extension("json.new");
+    fs::write(&beside, serde_json::to_string_pretty(json).unwrap()).unwrap();
+    fs::rename(beside, path).unwrap();
 }
 
 pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
@@ -67,22 +84,29 @@ pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
 impl Mesh {
     /// A mesh that is not started yet, with a heartbeat of 200 ms and votes within 1 s.
     pub fn new(ids: &[&str]) -> Mesh {
-        let dir = TempDir::new().unwrap();
+        let timing = json!({"heartbeat_ms": 200, "prepare_timeout_ms": 1000, "lease_ms": 600});
+        Mesh::with(TempDir::new().unwrap(), ids, &timing, &json!({}))
+    }
+
+    /// With this timing, and these limits of the gate.
+    pub fn with(dir: TempDir, ids: &[&str], timing: &Value, gate: &Value) -> Mesh {
         let ports = free_ports(ids.len() * 2);
         let node = |(id, ports): (&&str, &[u16])| Node {
             id: (*id).to_owned(),
             control: ports[0],
             data: ports[1],
             models: PathBuf::from(MODELS),
+            logs: dir.path().join("logs"),
+            peers: dir.path().join("peers.json"),
             process: None,
         };
         let nodes: Vec<_> = ids.iter().zip(ports.chunks(2)).map(node).collect();
         let peer = |node: &Node| json!({"id": node.id, "control": format!("127.0.0.1:{}", node.control), "data": format!("127.0.0.1:{}", node.data)});
         let peers = json!({
             "mesh": "test",
-            "timing": {"heartbeat_ms": 200, "prepare_timeout_ms": 1000, "lease_ms": 600},
+            "timing": timing,
             "advance_votes": "all",
-            "genesis": {"default": {"stable_model_id": "digits-v1"}},
+            "genesis": {"default": {"stable_model_id": "digits-v1", "gate": gate}},
             "peers": nodes.iter().map(peer).collect::<Vec<_>>(),
         });
         let mesh = Mesh { dir, nodes, peers };
@@ -109,14 +133,21 @@ impl Mesh {
     }
 
     pub fn log_of(&self, at: usize) -> PathBuf {
-        self.logs().join(format!("{}.log", self.nodes[at].id))
+        self.nodes[at].logs.join(format!("{}.log", self.nodes[at].id))
     }
 
-    /// A whole file at once, as an editor that renames does it.
+    pub fn events_of(&self, at: usize) -> String {
+        let path = self.nodes[at].logs.join(format!("{}.events.ndjson", self.nodes[at].id));
+        String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    /// The file as it is when nothing is cut.
+    pub fn peers(&self) -> &Value {
+        &self.peers
+    }
+
     pub fn write_peers(&self, peers: &Value) {
-        let beside = self.dir.path().join("peers.json.new");
-        fs::write(&beside, serde_json::to_string_pretty(peers).unwrap()).unwrap();
-        fs::rename(beside, self.peers_file()).unwrap();
+        write_whole(&self.peers_file(), peers);
     }
 
     pub fn cut(&self, groups: &[&[&str]]) {
@@ -132,15 +163,28 @@ impl Mesh {
     pub fn command(&self, at: usize, flags: &[&str]) -> Command {
         let node = &self.nodes[at];
         let mut command = Command::new(BINARY);
-        command.args(["serve", "--id", &node.id, "--peers"]).arg(self.peers_file());
-        command.arg("--models").arg(&node.models).arg("--logs").arg(self.logs()).args(flags);
+        command.args(["serve", "--id", &node.id, "--peers"]).arg(&node.peers);
+        command.arg("--models").arg(&node.models).arg("--logs").arg(&node.logs).args(flags);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command
     }
 
     pub fn start(&mut self, at: usize, flags: &[&str]) {
-        let child = self.command(at, flags).spawn().unwrap();
-        self.nodes[at].process = Some(child);
+        let command = self.command(at, flags);
+        self.start_as(at, command);
+    }
+
+    pub fn start_as(&mut self, at: usize, mut command: Command) {
+        self.nodes[at].process = Some(command.spawn().unwrap());
+    }
+
+    /// How a node ended, if it has by itself.
+    pub fn has_ended(&mut self, at: usize) -> Option<ExitStatus> {
+        self.nodes[at].process.as_mut().and_then(|child| child.try_wait().unwrap())
+    }
+
+    pub fn pid(&self, at: usize) -> Option<u32> {
+        self.nodes[at].process.as_ref().map(Child::id)
     }
 
     /// Runs a node that is expected to refuse to start; its exit code and what it says.
@@ -176,6 +220,10 @@ impl Mesh {
 
     pub fn get(&self, at: usize, path: &str) -> Option<Answer> {
         request(self.nodes[at].data, "GET", path, &[], b"")
+    }
+
+    pub fn get_quickly(&self, at: usize, path: &str) -> Option<Answer> {
+        request_within(Duration::from_millis(300), self.nodes[at].data, "GET", path, &[], b"")
     }
 
     pub fn post(&self, at: usize, path: &str, body: &Value) -> Option<Answer> {
@@ -234,9 +282,8 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         for at in 0..self.nodes.len() {
-            if std::thread::panicking()
-                && let Ok(events) = fs::read_to_string(self.logs().join(format!("{}.events.ndjson", self.nodes[at].id)))
-            {
+            if std::thread::panicking() {
+                let events = self.events_of(at);
                 let lines: Vec<_> = events.lines().rev().take(30).collect();
                 eprintln!("--- last events of {}", self.nodes[at].id);
                 lines.iter().rev().for_each(|line| eprintln!("{line}"));
@@ -248,18 +295,36 @@ impl Drop for Mesh {
 
 /// One request on a connection of its own; `None` where no whole answer came.
 pub fn request(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
+    request_within(PATIENCE, port, method, path, headers, body)
+}
+
+/// The same for a caller who hangs up when nothing has come for so long.
+pub fn request_within(patience: Duration, port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
+    request_on(connect(patience, port)?, method, path, headers, body)
+}
+
+/// A connection; `None` where nobody listens.
+pub fn connect(patience: Duration, port: u16) -> Option<TcpStream> {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), patience).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
+    Some(stream)
+}
+
+pub fn request_on(stream: TcpStream, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         head += &format!("{name}: {value}\r\n");
     }
     head += "\r\n";
-    raw(port, &[head.as_bytes(), body].concat())
+    raw_on(stream, &[head.as_bytes(), body].concat())
 }
 
 /// These bytes on a connection of their own, and the one answer to them.
 pub fn raw(port: u16, bytes: &[u8]) -> Option<Answer> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
-    stream.set_read_timeout(Some(PATIENCE)).ok()?;
+    raw_on(connect(PATIENCE, port)?, bytes)
+}
+
+fn raw_on(mut stream: TcpStream, bytes: &[u8]) -> Option<Answer> {
     // The node may answer and close before it has read everything.
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();

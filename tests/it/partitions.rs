@@ -1,5 +1,8 @@
 //! Peers cut apart through peers.json.
 
+use std::fs::File;
+use std::process::Command;
+
 use serde_json::json;
 
 use crate::mesh::{Mesh, wait_for};
@@ -42,4 +45,21 @@ fn a_bad_peers_file_is_refused_and_the_old_one_kept() {
         let events = std::fs::read_to_string(mesh.logs().join("node-b.events.ndjson")).unwrap();
         events.lines().last().is_some_and(|_| events.contains("peers_read"))
     });
+}
+
+#[test]
+fn a_peers_file_that_changes_while_the_node_starts_is_read() {
+    let mut mesh = Mesh::new(&["node-a", "node-b", "node-c"]);
+    mesh.cut(&[&["node-a"], &["node-b", "node-c"]]);
+    std::fs::create_dir(mesh.logs()).unwrap();
+    // A node that opens its events here waits for a reader: it has read peers.json by then, and watches it only afterwards.
+    let events = mesh.logs().join("node-a.events.ndjson");
+    assert!(Command::new("mkfifo").arg(&events).status().unwrap().success());
+    (0..3).for_each(|at| mesh.start(at, &[]));
+    wait_for("node-a has read peers.json", || std::net::TcpStream::connect(("127.0.0.1", mesh.nodes[0].data)).is_ok());
+    mesh.heal();
+    let mut reader = File::open(&events).unwrap();
+    std::fs::remove_file(&events).unwrap();
+    std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    mesh.wait_ready();
 }
