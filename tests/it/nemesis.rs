@@ -238,7 +238,9 @@ impl Nemesis {
                 self.done.one_sided_cuts += usize::from(only.is_some());
                 self.cut = Some(until);
             }
-            Fault::Fill if self.filled.is_none() && self.nodes[self.small] == State::Up => {
+            Fault::Fill if self.filled.is_none() => {
+                // A full disk means nothing to a node that is down.
+                self.bring_up(self.small);
                 self.fill();
                 self.filled = Some(until);
             }
@@ -254,12 +256,9 @@ impl Nemesis {
             self.cut = None;
         }
         for at in 0..self.nodes.len() {
-            match self.nodes[at] {
-                State::Stopped(until) if over(until) => self.mesh.signal(at, Signal::CONT),
-                State::Killed(until) if over(until) => self.start(at),
-                _ => continue,
+            if matches!(self.nodes[at], State::Stopped(until) | State::Killed(until) if over(until)) {
+                self.bring_up(at);
             }
-            self.nodes[at] = State::Up;
         }
         if let Some(until) = self.filled
             && (over(until) || self.looks_ended())
@@ -267,6 +266,15 @@ impl Nemesis {
             self.free();
             self.filled = None;
         }
+    }
+
+    fn bring_up(&mut self, at: usize) {
+        match self.nodes[at] {
+            State::Stopped(_) => self.mesh.signal(at, Signal::CONT),
+            State::Killed(_) => self.start(at),
+            State::Up => {}
+        }
+        self.nodes[at] = State::Up;
     }
 
     fn start(&mut self, at: usize) {
