@@ -14,6 +14,7 @@
 
 pub mod ballot;
 mod coordinator;
+mod digest;
 pub mod durable;
 pub mod gate;
 pub(crate) mod hash;
@@ -46,7 +47,7 @@ use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::state::Transaction;
 
 /// A member of the mesh.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     timing: Timing,
     durable: Durable,
@@ -78,7 +79,7 @@ pub struct Node {
 }
 
 /// What a node drives: phase one of its own transaction, phase one of a take-over, or phase two of either.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Driver {
     Voting(Voting),
     Resolving(Resolving),
@@ -86,7 +87,7 @@ enum Driver {
 }
 
 /// A vote that waits for models and gate.
-#[derive(Debug)]
+#[derive(Clone, Hash, Debug)]
 struct Vetting {
     from: NodeId,
     tx: Transaction,
@@ -147,6 +148,11 @@ impl Node {
 
     /// When `Tick` is due at the latest.
     pub fn deadline(&self) -> Time {
+        self.timers().fold(self.next_beat, Time::min)
+    }
+
+    /// What `Tick` is waited for besides the next heartbeat.
+    pub fn timers(&self) -> impl Iterator<Item = Time> {
         let driver = match &self.driver {
             Some(Driver::Voting(voting)) => Some(voting.deadline),
             Some(Driver::Resolving(resolving)) => Some(resolving.deadline),
@@ -154,7 +160,7 @@ impl Node {
             None => None,
         };
         let timers = [driver, self.answer_by(), self.waiting_until(), self.resolve_at(), self.fetch_again_at()];
-        timers.into_iter().flatten().fold(self.next_beat, Time::min)
+        timers.into_iter().flatten()
     }
 
     fn on_tick(&mut self) {
