@@ -55,8 +55,6 @@ pub struct Settings {
     pub in_order: bool,
     /// A timer may also fire late, when later ones are due as well.
     pub late_timers: bool,
-    /// This node's gate says no.
-    pub vetoed_by: Option<usize>,
     pub mutant: Option<Mutant>,
     pub limit: Arc<Limit>,
 }
@@ -92,7 +90,6 @@ impl Settings {
             sync: Sync::AsTheShell,
             in_order: false,
             late_timers: false,
-            vetoed_by: None,
             mutant: None,
             limit: Limit::seconds(24 * 3_600),
         }

@@ -44,8 +44,8 @@ pub enum Broken {
 #[derive(Clone, Default, PartialEq, Hash)]
 pub struct History {
     pub decided: BTreeMap<Slot, (StateHash, Option<TxId>, bool)>,
-    /// The yes votes that have left their node, in slots that are not decided.
-    yes: BTreeSet<(Slot, usize, TxId)>,
+    /// The yes votes that have left their node, in slots that are not decided, each with a hash of what it was for.
+    yes: BTreeSet<(Slot, usize, u64)>,
     /// The transactions that somebody was told are aborted.
     aborted: BTreeSet<TxId>,
     proposed: BTreeSet<TxId>,
@@ -60,7 +60,7 @@ pub struct Parcel {
     pub incarnation: u64,
     pub message: Message,
     /// What it says yes to.
-    yes: Option<(Slot, TxId)>,
+    yes: Option<(Slot, u64)>,
     digest: u64,
 }
 
@@ -349,7 +349,7 @@ impl World {
                             let to = number(&to);
                             let yes = match &message {
                                 Message::PrepareResp { slot, answer: PrepareAnswer::Voted { vote, .. }, .. } if vote.yes => {
-                                    node.durable().open().prepared.as_ref().map(|tx| (*slot, tx.txid.clone()))
+                                    node.durable().open().prepared.as_ref().map(|tx| (*slot, hash_of(tx)))
                                 }
                                 _ => None,
                             };
@@ -361,10 +361,8 @@ impl World {
                                 _ => inputs.extend(self.leaves(settings, parcel)),
                             }
                         }
-                        Output::Vet { slot, ballot, tx } => {
-                            let vote = if settings.vetoed_by == Some(x) { Vote::no("the gate says no") } else { Vote::yes() };
-                            let _ = tx;
-                            inputs.push_back(Input::Vetted { slot, ballot, vote });
+                        Output::Vet { slot, ballot, .. } => {
+                            inputs.push_back(Input::Vetted { slot, ballot, vote: Vote::yes() });
                         }
                         Output::Reply { receipt, .. } => self.told(&receipt.txid, &receipt.outcome),
                         Output::Event(Event::Proposed { txid, .. }) => {
@@ -406,8 +404,8 @@ impl World {
 
     /// A message leaves its node: to itself at once, to another over the link, if there is one.
     fn leaves(&mut self, settings: &Settings, parcel: Arc<Parcel>) -> Option<Input> {
-        if let Some((slot, txid)) = &parcel.yes {
-            self.said_yes(*slot, parcel.from, txid.clone());
+        if let Some((slot, tx)) = parcel.yes {
+            self.said_yes(slot, parcel.from, tx);
         }
         if parcel.to == parcel.from {
             return Some(Input::Message { from: id(parcel.from), incarnation: parcel.incarnation, message: parcel.message.clone() });
@@ -452,8 +450,8 @@ impl World {
         self.parcels = parcels;
     }
 
-    fn said_yes(&mut self, slot: Slot, x: usize, txid: TxId) {
-        let yes = (slot, x, txid);
+    fn said_yes(&mut self, slot: Slot, x: usize, tx: u64) {
+        let yes = (slot, x, tx);
         if self.history.decided.contains_key(&slot) || self.history.yes.contains(&yes) {
             return;
         }
@@ -494,7 +492,7 @@ impl World {
             self.breaks(Broken::MajorityFirst);
         }
         if let Value::Commit(commit) = value {
-            let yes = self.history.yes.iter().filter(|(s, _, txid)| s == slot && *txid == commit.tx.txid).count();
+            let yes = self.history.yes.iter().filter(|(s, _, tx)| s == slot && *tx == hash_of(&commit.tx)).count();
             let needed = if commit.tx.kind == Kind::Reduce { NODES / 2 + 1 } else { NODES };
             if yes < needed {
                 self.breaks(Broken::EveryYes);
