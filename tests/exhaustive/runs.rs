@@ -87,6 +87,13 @@ mod honest {
     }
 
     #[test]
+    fn an_advance_and_a_reduce() {
+        let settings = Settings { in_order: true, ..Settings::new(&ADVANCE_AND_REDUCE) };
+        explore("advance and reduce, no fault", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
     fn an_advance_and_a_reduce_whatever_overtakes_what() {
         let settings = Settings::new(&ADVANCE_AND_REDUCE);
         explore("advance and reduce, no fault, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
