@@ -25,31 +25,31 @@ pub const LATE_VOTES_MS: u64 = 100;
 pub const ACCEPT_AGAIN_MS: u64 = 500;
 
 /// A caller and what it wants.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Waiting {
-    caller: CallerId,
-    proposal: Proposal,
-    started: Time,
+    pub(super) caller: CallerId,
+    pub(super) proposal: Proposal,
+    pub(super) started: Time,
     /// Waits in line no longer than this.
-    until: Time,
+    pub(super) until: Time,
 }
 
 /// The transaction of this node in the open slot, for as long as its caller may be told something new.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct InFlight {
     pub(super) txid: TxId,
     pub(super) slot: Slot,
-    request: Waiting,
+    pub(super) request: Waiting,
     /// The caller has had an answer that may be true for ever (aborted) or not (unknown).
-    answered: bool,
-    votes: Vec<CastVote>,
-    fate: Fate,
-    answer_by: Time,
+    pub(super) answered: bool,
+    pub(super) votes: Vec<CastVote>,
+    pub(super) fate: Fate,
+    pub(super) answer_by: Time,
 }
 
 /// What can still become of a transaction in flight.
-#[derive(Clone, PartialEq, Debug)]
-enum Fate {
+#[derive(Clone, PartialEq, Hash, Debug)]
+pub(super) enum Fate {
     /// Its votes are being gathered; no value has been proposed.
     Voting,
     /// A commit of it has been put before the members: only the slot's decision settles it.
@@ -59,22 +59,22 @@ enum Fate {
 }
 
 /// Phase one of a transaction: gathering votes and promises.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Voting {
-    slot: Slot,
-    ballot: Ballot,
-    tx: Transaction,
-    heard: BTreeMap<NodeId, PrepareAnswer>,
+    pub(super) slot: Slot,
+    pub(super) ballot: Ballot,
+    pub(super) tx: Transaction,
+    pub(super) heard: BTreeMap<NodeId, PrepareAnswer>,
     pub(super) deadline: Time,
 }
 
 /// Phase two, of a coordinator or a resolver: gathering accepts for the one value of this ballot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Accepting {
     pub(super) slot: Slot,
-    ballot: Ballot,
-    value: Value,
-    acks: BTreeSet<NodeId>,
+    pub(super) ballot: Ballot,
+    pub(super) value: Value,
+    pub(super) acks: BTreeSet<NodeId>,
     pub(super) again_at: Time,
 }
 

@@ -71,7 +71,7 @@ struct Base {
 }
 
 /// What this node has promised, prepared and accepted in the one open slot, head + 1.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct OpenSlot {
     /// No lower ballot will be answered.
     pub promised: Option<Ballot>,

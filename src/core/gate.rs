@@ -9,7 +9,7 @@ use crate::core::ids::{ModelId, RouteName};
 use crate::core::state::{Percent, Route};
 
 /// When a node's own numbers veto an `advance`. Part of the routing state, so that every node judges alike.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GateLimits {
     /// Requests of the canary that must have been seen before its numbers count.
@@ -35,7 +35,7 @@ impl GateLimits {
 }
 
 /// What one node counted of one variant within its sliding window.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Requests answered.
     pub requests: u64,
@@ -48,7 +48,7 @@ pub struct Counts {
 }
 
 /// What one node counted of one route.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct RouteEvidence {
     /// The route.
     pub route: RouteName,
@@ -61,7 +61,7 @@ pub struct RouteEvidence {
 }
 
 /// How a gate judges.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Enough was seen, and it is within the limits.
@@ -73,7 +73,7 @@ pub enum Verdict {
 }
 
 /// A verdict and the sentence that explains it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Judgement {
     /// The verdict.
     pub verdict: Verdict,

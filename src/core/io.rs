@@ -106,7 +106,7 @@ pub struct Timing {
 }
 
 /// What a caller wants.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Proposal {
     /// What it is for.
     pub kind: Kind,
@@ -189,7 +189,7 @@ pub struct Applied {
 }
 
 /// How a transaction ended, as far as this node knows.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum Outcome {
     /// Chosen, for ever.
     Committed,
@@ -200,7 +200,7 @@ pub enum Outcome {
 }
 
 /// What a caller is told. A receipt once told is true for ever, but for `applied` and `waiting`, which are of the moment.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Receipt {
     /// The transaction.
     pub txid: TxId,

@@ -14,7 +14,7 @@ pub const DIGEST_WHOLE_MEMBERS_MAX: usize = 64;
 pub const FETCH_DECISIONS_MAX: usize = 128;
 
 /// One message.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Message {
     /// Coordinator to members: vote on this, and promise the ballot.
@@ -96,7 +96,7 @@ pub enum Message {
 }
 
 /// The answer to a PREPARE_REQ.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PrepareAnswer {
     /// A vote, a promise, and what was accepted in this slot before.
@@ -124,7 +124,7 @@ pub enum PrepareAnswer {
 }
 
 /// The answer to an ACCEPT_REQ.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AcceptAnswer {
     /// Accepted, and synced.
@@ -137,7 +137,7 @@ pub enum AcceptAnswer {
 }
 
 /// The answer to a RESOLVE_REQ.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResolveAnswer {
     /// A promise, and what this member knows of the slot.
@@ -155,7 +155,7 @@ pub enum ResolveAnswer {
 }
 
 /// The beat: liveness, position, and what one has heard of the others.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// Counts the beats of this incarnation.
     pub beat: u64,
@@ -170,7 +170,7 @@ pub struct Heartbeat {
 }
 
 /// How far a node's log is decided.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Head {
     /// The last decided slot.
     pub slot: Slot,
@@ -181,7 +181,7 @@ pub struct Head {
 }
 
 /// What is known of a node's open slot.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct OpenSummary {
     /// The slot.
     pub slot: Slot,
@@ -194,7 +194,7 @@ pub struct OpenSummary {
 }
 
 /// HEALTH_SNAPSHOT: a node's own health, compact.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct HealthSnapshot {
     /// Why the node is degraded; empty when it is well.
     pub reasons: Vec<String>,
@@ -203,7 +203,7 @@ pub struct HealthSnapshot {
 }
 
 /// The newest that a node knows of a member.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct DigestEntry {
     /// The member.
     pub node: NodeId,

@@ -14,6 +14,7 @@
 
 pub mod ballot;
 mod coordinator;
+mod digest;
 pub mod durable;
 pub mod gate;
 pub(crate) mod hash;
@@ -50,7 +51,7 @@ use crate::core::state::Transaction;
 pub const OWN_SYNC_MS: u64 = 5;
 
 /// A member of the mesh.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Node {
     timing: Timing,
     keep: Keep,
@@ -87,7 +88,7 @@ pub struct Node {
 }
 
 /// What a node drives: phase one of its own transaction, phase one of a take-over, or phase two of either.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Driver {
     Voting(Voting),
     Resolving(Resolving),
@@ -95,7 +96,7 @@ enum Driver {
 }
 
 /// A vote that waits for models and gate.
-#[derive(Debug)]
+#[derive(Clone, Hash, Debug)]
 struct Vetting {
     from: NodeId,
     tx: Transaction,
@@ -165,6 +166,11 @@ impl Node {
 
     /// When `Tick` is due at the latest.
     pub fn deadline(&self) -> Time {
+        self.timers().fold(self.next_beat, Time::min)
+    }
+
+    /// What `Tick` is waited for besides the next heartbeat.
+    pub fn timers(&self) -> impl Iterator<Item = Time> {
         let driver = match &self.driver {
             Some(Driver::Voting(voting)) => Some(voting.deadline),
             Some(Driver::Resolving(resolving)) => Some(resolving.deadline),
@@ -172,7 +178,7 @@ impl Node {
             None => None,
         };
         let timers = [driver, self.answer_by(), self.waiting_until(), self.resolve_at(), self.fetch_again_at()];
-        timers.into_iter().flatten().fold(self.next_beat, Time::min)
+        timers.into_iter().flatten()
     }
 
     /// Until when the shell may leave this node's own promise, vote or accept unsynced; `None` when nothing waits for it. A

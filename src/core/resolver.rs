@@ -27,18 +27,18 @@ pub const RESOLVE_AGAIN_MS_MAX: u64 = 4_000;
 /// When this node takes the open slot over, if nothing decides it before.
 #[derive(Clone, Debug)]
 pub(super) struct ResolveTimer {
-    armed_at: Time,
-    delay_ms: u64,
-    rank_ms: u64,
-    cause: AbortCause,
+    pub(super) armed_at: Time,
+    pub(super) delay_ms: u64,
+    pub(super) rank_ms: u64,
+    pub(super) cause: AbortCause,
 }
 
 /// Gathering promises for an open slot.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Resolving {
-    slot: Slot,
-    ballot: Ballot,
-    cause: AbortCause,
+    pub(super) slot: Slot,
+    pub(super) ballot: Ballot,
+    pub(super) cause: AbortCause,
     pub(super) heard: BTreeMap<NodeId, ResolveAnswer>,
     pub(super) deadline: Time,
 }

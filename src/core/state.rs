@@ -21,7 +21,7 @@ pub const ROUTES_MAX: usize = 256;
 pub const MEMBERS_MAX: usize = 512;
 
 /// How a route's traffic is divided, in basis points that sum to 10,000.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Weights {
     /// Share of the stable model, in basis points.
     pub stable: u16,
@@ -70,7 +70,7 @@ impl fmt::Display for Percent {
 }
 
 /// A model, and the file that is meant by it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Model {
     /// Its id in the model repository.
     pub id: ModelId,
@@ -79,7 +79,7 @@ pub struct Model {
 }
 
 /// What a client sees of a route's situation in one word.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RouteStatus {
     /// No canary.
@@ -89,7 +89,7 @@ pub enum RouteStatus {
 }
 
 /// One route: which models answer it, and in which shares.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Route {
     /// Answers unless the split chooses the canary.
     pub stable: Model,
@@ -118,14 +118,14 @@ impl Route {
 }
 
 /// What the log knows of a member.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Member {
     /// The disk that a `config` change admitted. `None` for a member of the genesis, whose disk its peers pin on first contact.
     pub disk_id: Option<DiskId>,
 }
 
 /// What is agreed on: who counts, and which model answers what.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct RoutingState {
     /// Number of commits so far.
     pub version: u64,
@@ -140,7 +140,7 @@ pub struct RoutingState {
 }
 
 /// An idempotency key that has been applied, and by which transaction.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct AppliedKey {
     /// The caller's key.
     pub key: String,
@@ -149,7 +149,7 @@ pub struct AppliedKey {
 }
 
 /// What a transaction is for. It settles which votes are needed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// Raises the exposure of a model that has not proved itself. Needs every member's yes.
@@ -171,7 +171,7 @@ impl fmt::Display for Kind {
 }
 
 /// What becomes of a route's canary.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum CanaryChange {
     /// As it is.
     Keep,
@@ -182,7 +182,7 @@ pub enum CanaryChange {
 }
 
 /// A change to one route.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct RouteChange {
     /// The new stable model: the present canary (a promotion) or the one before the last promotion.
     pub stable: Option<Model>,
@@ -193,7 +193,7 @@ pub struct RouteChange {
 }
 
 /// A change to the members: one at a time.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum MemberChange {
     /// Admits a node with this disk.
     Add {
@@ -210,7 +210,7 @@ pub enum MemberChange {
 }
 
 /// What a transaction changes. Several routes switch together or not at all.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Change {
     /// Routes.
     Routes(BTreeMap<RouteName, RouteChange>),
@@ -219,7 +219,7 @@ pub enum Change {
 }
 
 /// One attempt to change the routing state.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Transaction {
     /// Its name.
     pub txid: TxId,
@@ -232,7 +232,7 @@ pub struct Transaction {
 }
 
 /// A change that makes no sense here. The text is for the caller.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum ChangeError {
     /// Weights that are not a whole.
     #[error("weights must sum to 100 %, these are {} + {}", Percent(*stable), Percent(*canary))]

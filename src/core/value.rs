@@ -11,7 +11,7 @@ use crate::core::ids::{NodeId, Slot, StateHash, TxId, UnixMs};
 use crate::core::state::{ChangeError, Kind, RoutingState, Transaction};
 
 /// The one value of a slot.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Value {
     /// The routing state advances by this transaction.
@@ -21,7 +21,7 @@ pub enum Value {
 }
 
 /// A transaction that all who had to vote voted for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Commit {
     /// The transaction.
     pub tx: Transaction,
@@ -36,7 +36,7 @@ pub struct Commit {
 }
 
 /// An attempt that came to nothing.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Abort {
     /// The transaction, where it is known.
     pub txid: Option<TxId>,
@@ -51,7 +51,7 @@ pub struct Abort {
 }
 
 /// Why a transaction was not committed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AbortCause {
     /// A member voted no.
@@ -109,7 +109,7 @@ impl fmt::Display for AbortCause {
 }
 
 /// A member's answer to a transaction.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Vote {
     /// Whether it may commit, as far as this member is concerned.
     pub yes: bool,
@@ -132,7 +132,7 @@ impl Vote {
 }
 
 /// Who voted what.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct CastVote {
     /// The member.
     pub node: NodeId,
@@ -141,7 +141,7 @@ pub struct CastVote {
 }
 
 /// A decided slot.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Decision {
     /// The slot.
     pub slot: Slot,

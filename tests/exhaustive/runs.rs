@@ -1,0 +1,264 @@
+//! The runs. The long ones are ignored by `cargo test` and run by `scripts/exhaustive.sh`, in a release build.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use stateright::{Checker, HasDiscoveries, Model};
+
+use crate::model::{ABORT, ADOPTED, Action, COMMIT, Limit, Settings, Sync, TWO_RESOLVERS, Wish};
+
+/// Seconds after which a long run gives up, unless `EXHAUSTIVE_SECONDS` says otherwise.
+const SECONDS_MAX: u64 = 1_200;
+
+fn seconds() -> u64 {
+    std::env::var("EXHAUSTIVE_SECONDS").map_or(SECONDS_MAX, |text| text.parse().unwrap())
+}
+
+/// What an exploration came to.
+struct Explored {
+    /// All there is was seen.
+    whole: bool,
+    failures: Vec<&'static str>,
+    reached: Vec<&'static str>,
+}
+
+impl Explored {
+    /// It went to the end, nothing was wrong, and these situations were met.
+    fn is_clean_and_reached(&self, situations: &[&str]) {
+        assert!(self.failures.is_empty(), "{:?}", self.failures);
+        assert!(self.whole, "not all was explored in time");
+        for situation in situations {
+            assert!(self.reached.contains(situation), "never met: {situation}");
+        }
+    }
+}
+
+/// Explores all there is, or what can be seen in so many seconds, or up to the first failure. Says what it found, and how it came to
+/// a failure.
+fn explore(name: &str, settings: &Settings, seconds: u64) -> Explored {
+    let (started, limit) = (Instant::now(), Limit::seconds(seconds));
+    let settings = Settings { limit: limit.clone(), ..settings.clone() };
+    let is_mutant = settings.mutant.is_some();
+    let checker = settings.checker().finish_when(HasDiscoveries::AnyFailures);
+    // Depth first keeps only one path in memory; breadth first finds the shortest way to a failure.
+    match is_mutant {
+        true => sum_up(name, &checker.spawn_bfs().join(), started, &limit),
+        false => sum_up(name, &checker.spawn_dfs().join(), started, &limit),
+    }
+}
+
+fn sum_up(name: &str, checker: &impl Checker<Settings>, started: Instant, limit: &Limit) -> Explored {
+    let discoveries = checker.discoveries();
+    let (reached, failures): (Vec<_>, Vec<_>) = discoveries.keys().copied().partition(|name| name.starts_with("(reached)"));
+    let whole = !limit.was_hit.load(Ordering::Relaxed) && failures.is_empty();
+    println!(
+        "{name}: {} states, {} steps, depth {}, {:.1} s, {}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        started.elapsed().as_secs_f64(),
+        if whole { "all there is" } else { "not all there is" }
+    );
+    for failure in &failures {
+        println!("  BROKEN: {failure}, after {} steps", discoveries[failure].clone().into_actions().len());
+        for (world, action) in discoveries[failure].clone().into_vec() {
+            println!("    {world:?}");
+            match action {
+                Some(Action::Deliver(place)) => println!("    -> {:?}", world.parcels[place]),
+                Some(action) => println!("    -> {action:?}"),
+                None => {}
+            }
+        }
+    }
+    Explored { whole, failures, reached }
+}
+
+const ADVANCES: [Wish; 2] = [Wish::Advance(0, 20), Wish::Advance(2, 30)];
+const ADVANCE_AND_REDUCE: [Wish; 2] = [Wish::Advance(0, 20), Wish::Reduce(2)];
+const ONE_KEY_TWICE: [Wish; 2] = [Wish::Keyed(0, 20), Wish::Keyed(2, 30)];
+
+mod honest {
+    use super::*;
+
+    #[test]
+    fn two_advances_whatever_overtakes_what() {
+        let settings = Settings::new(&ADVANCES);
+        explore("two advances, no fault, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    fn an_advance_and_a_reduce() {
+        let settings = Settings { in_order: true, ..Settings::new(&ADVANCE_AND_REDUCE) };
+        explore("advance and reduce, no fault", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_reduce_whatever_overtakes_what() {
+        let settings = Settings::new(&ADVANCE_AND_REDUCE);
+        explore("advance and reduce, no fault, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    fn one_key_at_two_nodes_whatever_overtakes_what() {
+        let settings = Settings::new(&ONE_KEY_TWICE);
+        explore("one key twice, no fault, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    fn a_member_is_removed_by_the_votes_of_all_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 1, ..Settings::new(&[Wish::Remove(0)]) };
+        explore("one removal, 1 timer, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    fn one_advance_and_a_timer_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 1, ..Settings::new(&ADVANCES[..1]) };
+        explore("one advance, 1 timer, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    fn one_advance_and_a_crash_at_any_moment() {
+        let settings = Settings { crashes: 1, sync: Sync::AnyTime, in_order: true, ..Settings::new(&ADVANCES[..1]) };
+        explore("one advance, 1 crash, syncs at any time", &settings, seconds()).is_clean_and_reached(&[COMMIT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_a_crash() {
+        let settings = Settings { crashes: 1, in_order: true, ..Settings::new(&ADVANCES) };
+        explore("two advances, 1 crash", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_reduce_with_a_crash() {
+        let settings = Settings { crashes: 1, in_order: true, ..Settings::new(&ADVANCE_AND_REDUCE) };
+        explore("advance and reduce, 1 crash", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_a_timer_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 1, ..Settings::new(&ADVANCES) };
+        explore("two advances, 1 timer, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_reduce_with_a_timer_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 1, ..Settings::new(&ADVANCE_AND_REDUCE) };
+        explore("advance and reduce, 1 timer, any order", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn one_advance_with_two_timers_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 2, ..Settings::new(&ADVANCES[..1]) };
+        let reached = [COMMIT, ABORT, ADOPTED, TWO_RESOLVERS];
+        explore("one advance, 2 timers, any order", &settings, seconds()).is_clean_and_reached(&reached);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn one_advance_with_a_crash_and_a_late_timer_and_syncs_at_any_time_whatever_overtakes_what() {
+        let settings = Settings { timeouts: 1, crashes: 1, sync: Sync::AnyTime, late_timers: true, ..Settings::new(&ADVANCES[..1]) };
+        let explored = explore("one advance, 1 timer, 1 crash, syncs at any time, any order", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn one_advance_with_two_cut_links_and_a_timer() {
+        let settings = Settings { timeouts: 1, cuts: 2, in_order: true, ..Settings::new(&ADVANCES[..1]) };
+        explore("one advance, 1 timer, 2 cuts", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_a_cut_link_and_a_timer() {
+        let settings = Settings { timeouts: 1, cuts: 1, in_order: true, ..Settings::new(&ADVANCES) };
+        explore("two advances, 1 timer, 1 cut", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_two_timers() {
+        let settings = Settings { timeouts: 2, in_order: true, ..Settings::new(&ADVANCES) };
+        let reached = [COMMIT, ABORT, ADOPTED, TWO_RESOLVERS];
+        explore("two advances, 2 timers", &settings, seconds()).is_clean_and_reached(&reached);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_a_crash_and_a_timer_and_syncs_at_any_time() {
+        let settings = Settings { timeouts: 1, crashes: 1, sync: Sync::AnyTime, in_order: true, ..Settings::new(&ADVANCES) };
+        let explored = explore("two advances, 1 timer, 1 crash, syncs at any time", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn two_advances_with_a_crash_and_a_timer() {
+        let settings = Settings { timeouts: 1, crashes: 1, in_order: true, ..Settings::new(&ADVANCES) };
+        explore("two advances, 1 timer, 1 crash", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_reduce_with_a_crash_and_a_timer() {
+        let settings = Settings { timeouts: 1, crashes: 1, in_order: true, ..Settings::new(&ADVANCE_AND_REDUCE) };
+        explore("advance and reduce, 1 timer, 1 crash", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED]);
+    }
+
+    /// More than can be seen in the time there is: what was seen must be clean.
+    #[test]
+    #[ignore = "long"]
+    fn the_largest_that_time_allows() {
+        let settings = Settings { timeouts: 2, crashes: 1, in_order: true, ..Settings::new(&ADVANCES) };
+        let explored = explore("two advances, 2 timers, 1 crash", &settings, seconds());
+        assert!(explored.failures.is_empty(), "{:?}", explored.failures);
+    }
+}
+
+#[cfg(feature = "mutants")]
+mod mutants {
+    use super::*;
+    use canary_mesh::core::mutant::Mutant;
+
+    /// Each in the smallest world that shows it.
+    #[test]
+    fn each_mistake_is_found() {
+        let any_time = Sync::AnyTime;
+        let one = || Settings::new(&ADVANCES[..1]);
+        let two = || Settings::new(&ADVANCES);
+        let worlds = [
+            (Mutant::ResolverAbortsAlone, Settings { timeouts: 1, cuts: 2, in_order: true, ..one() }),
+            (Mutant::ResolverAnnouncesEarly, Settings { timeouts: 1, in_order: true, ..one() }),
+            (Mutant::MostFrequentValue, Settings { timeouts: 2, in_order: true, ..Settings::new(&ADVANCES[1..]) }),
+            (Mutant::PreparedReleasedByTimer, Settings { timeouts: 1, in_order: true, ..two() }),
+            (Mutant::VoteBeforeSync, Settings { crashes: 1, sync: any_time, in_order: true, ..two() }),
+            (
+                Mutant::IncarnationNotCounted,
+                Settings { crashes: 1, sync: any_time, ..Settings::new(&[Wish::Advance(0, 20), Wish::Advance(0, 30)]) },
+            ),
+            (Mutant::LatePrepareAccepted, Settings { timeouts: 1, ..one() }),
+            (Mutant::LateAcceptAccepted, Settings { timeouts: 1, in_order: true, ..one() }),
+            (Mutant::BallotsNotCompared, Settings { timeouts: 1, in_order: true, ..one() }),
+            (Mutant::TimeoutMeansAborted, Settings { timeouts: 1, late_timers: true, in_order: true, ..one() }),
+            (Mutant::NoRecordMeansAborted, Settings { crashes: 1, in_order: true, ..one() }),
+            (Mutant::VersionAdopted, Settings { crashes: 1, in_order: true, ..one() }),
+            (Mutant::UndecidedMembersUsed, Settings { in_order: true, ..Settings::new(&[Wish::Remove(0)]) }),
+            (Mutant::KeyAppliedTwice, Settings { in_order: true, ..Settings::new(&ONE_KEY_TWICE) }),
+        ];
+        let mut missed = Vec::new();
+        for (mutant, settings) in worlds {
+            let settings = Settings { mutant: Some(mutant), ..settings };
+            let explored = explore(mutant.name(), &settings, seconds().min(120));
+            if explored.failures.is_empty() {
+                missed.push(mutant);
+            }
+        }
+        assert!(missed.is_empty(), "not found: {missed:?}");
+    }
+}

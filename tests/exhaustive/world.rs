@@ -1,0 +1,527 @@
+//! The world around the nodes: disks, links, what is in flight, and what has ever been seen.
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use canary_mesh::core::Node;
+use canary_mesh::core::durable::Durable;
+use canary_mesh::core::gate::GateLimits;
+use canary_mesh::core::ids::{DiskId, MeshId, ModelId, NodeId, RouteName, Slot, StateHash, Time, TxId};
+use canary_mesh::core::io::{After, Event, Input, LogIndex, Now, Outcome, Output, Timing};
+use canary_mesh::core::message::{Message, PrepareAnswer};
+use canary_mesh::core::record::Record;
+use canary_mesh::core::state::{Kind, RoutingState};
+use canary_mesh::core::value::{Decision, Value, Vote};
+
+use crate::model::{Settings, Sync};
+
+pub const NODES: usize = 3;
+pub const NAMES: [&str; NODES] = ["a", "b", "c"];
+
+/// No heartbeat is due while anything is explored.
+const TIMING: Timing = Timing { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000 };
+
+/// What must never be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Broken {
+    OneValue,
+    OneHash,
+    EveryYes,
+    AbortedStays,
+    CommittedIsChosen,
+    MajorityFirst,
+    OneYes,
+    SettledStays,
+    KeyOnce,
+    OneHistory,
+    HeadIsDecided,
+}
+
+/// What has ever been seen, and must stay true.
+#[derive(Clone, Default, PartialEq, Hash)]
+pub struct History {
+    pub decided: BTreeMap<Slot, (StateHash, Option<TxId>, bool)>,
+    /// The yes votes that have left their node, in slots that are not decided, each with a hash of what it was for.
+    yes: BTreeSet<(Slot, usize, u64)>,
+    /// The transactions that somebody was told are aborted.
+    aborted: BTreeSet<TxId>,
+    proposed: BTreeSet<TxId>,
+    keys: BTreeSet<String>,
+    pub broken: Option<Broken>,
+}
+
+/// A message on its way.
+pub struct Parcel {
+    pub from: usize,
+    pub to: usize,
+    pub incarnation: u64,
+    pub message: Message,
+    /// What it says yes to.
+    yes: Option<(Slot, u64)>,
+    digest: u64,
+}
+
+impl fmt::Debug for Parcel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = format!("{:?}", self.message);
+        let short: String = text.chars().take(300).collect();
+        write!(f, "{} > {}: {short}", NAMES[self.from], NAMES[self.to])
+    }
+}
+
+fn hash_of(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A node, up or down, and its disk.
+#[derive(Clone)]
+pub struct Host {
+    pub node: Option<Arc<Node>>,
+    /// What a crash would leave; `None` while that is all the node knows.
+    disk: Option<Arc<Node>>,
+    clock: Time,
+    index: LogIndex,
+    synced: LogIndex,
+    after_sync: Vec<Arc<Parcel>>,
+    restarted: bool,
+    digest: u64,
+}
+
+impl Host {
+    fn refresh(&mut self) {
+        let mut hasher = DefaultHasher::new();
+        if let Some(node) = &self.node {
+            node.digest(&mut hasher);
+        }
+        if let Some(disk) = &self.disk {
+            disk.durable().digest(&mut hasher);
+        }
+        (self.node.is_some(), self.disk.is_some()).hash(&mut hasher);
+        self.after_sync.iter().map(|parcel| parcel.digest).collect::<Vec<_>>().hash(&mut hasher);
+        self.digest = hasher.finish();
+    }
+
+    pub fn is_unsynced(&self) -> bool {
+        self.node.is_some() && self.disk.is_some()
+    }
+
+    fn kept(&self) -> &Durable {
+        self.disk.as_ref().or(self.node.as_ref()).unwrap().durable()
+    }
+}
+
+/// One state of all there is.
+#[derive(Clone)]
+pub struct World {
+    pub hosts: [Host; NODES],
+    /// Sorted by sender and receiver; among those in the order sent, or in any order, if links keep none.
+    pub parcels: Vec<Arc<Parcel>>,
+    /// Pairs whose link is cut.
+    pub cut: BTreeSet<(usize, usize)>,
+    pub proposals_left: Vec<usize>,
+    pub crashes_left: u8,
+    pub timeouts_left: u8,
+    pub cuts_left: u8,
+    pub history: Arc<History>,
+}
+
+impl Hash for World {
+    fn hash<H: Hasher>(&self, into: &mut H) {
+        self.hosts.iter().for_each(|host| host.digest.hash(into));
+        self.parcels.iter().for_each(|parcel| parcel.digest.hash(into));
+        (&self.cut, &self.proposals_left, self.crashes_left, self.timeouts_left, self.cuts_left).hash(into);
+        self.history.hash(into);
+    }
+}
+
+impl PartialEq for World {
+    fn eq(&self, other: &World) -> bool {
+        hash_of(self) == hash_of(other)
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (x, host) in self.hosts.iter().enumerate() {
+            let durable = host.node.as_ref().map_or_else(|| host.kept(), |node| node.durable());
+            let state = if host.node.is_some() { "" } else { " is down" };
+            let open = durable.open();
+            write!(f, "{}{state}: {} decided", NAMES[x], durable.head().slot)?;
+            if let Some(ballot) = &open.promised {
+                write!(f, ", promised {ballot}")?;
+            }
+            if let Some(tx) = &open.prepared {
+                write!(f, ", prepared {}", tx.txid)?;
+            }
+            if let Some((ballot, value)) = &open.accepted {
+                write!(f, ", accepted {} at {ballot}", if value.is_commit() { "commit" } else { "abort" })?;
+            }
+            write!(f, "{}; ", if host.is_unsynced() { " (not all synced)" } else { "" })?;
+        }
+        write!(f, "{} parcels", self.parcels.len())
+    }
+}
+
+fn id(x: usize) -> NodeId {
+    NodeId::new(NAMES[x]).unwrap()
+}
+
+fn number(id: &NodeId) -> usize {
+    NAMES.iter().position(|name| *name == id.as_str()).unwrap()
+}
+
+impl World {
+    /// Three nodes that are linked, admitted and caught up, with a canary committed in slot 1.
+    pub fn start(settings: &Settings) -> World {
+        let mesh = MeshId::new("small").unwrap();
+        let route = (RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()));
+        let genesis = RoutingState::genesis(&mesh, (0..NODES).map(id), [route].into());
+        let host = |x: usize| {
+            let records = Durable::genesis(&mesh, &id(x), DiskId([x as u8 + 1; 8]), genesis.clone());
+            let (clock, after_sync) = (Time::default(), Vec::new());
+            let disk = Some(Arc::new(Node::new(Durable::replay(records).unwrap(), TIMING)));
+            Host { node: None, disk, clock, index: 0, synced: 0, after_sync, restarted: false, digest: 0 }
+        };
+        let mut world = World {
+            hosts: [host(0), host(1), host(2)],
+            parcels: Vec::new(),
+            cut: BTreeSet::new(),
+            proposals_left: Vec::new(),
+            crashes_left: 0,
+            timeouts_left: 0,
+            cuts_left: 0,
+            history: Arc::default(),
+        };
+        let before = Settings { sync: Sync::AsTheShell, mutant: None, ..settings.clone() };
+        for x in 0..NODES {
+            world.boot(&before, x);
+        }
+        let first = settings.first_proposal();
+        world.turn(&before, 0, Input::Propose { caller: 0, proposal: first });
+        while !world.parcels.is_empty() {
+            world.deliver(&before, 0);
+        }
+        for host in &mut world.hosts {
+            let node = host.node.as_ref().unwrap();
+            assert_eq!((node.complaints(), node.durable().head().slot), (Vec::new(), 1));
+            host.disk = None;
+            host.restarted = false;
+            settings.corrupt(host.node.as_mut().unwrap());
+            host.refresh();
+        }
+        world.history = Arc::default();
+        world.proposals_left = (0..settings.proposals.len()).collect();
+        (world.crashes_left, world.timeouts_left) = (settings.crashes, settings.timeouts);
+        world.cuts_left = settings.cuts;
+        world
+    }
+
+    pub fn is_linked(&self, x: usize, y: usize) -> bool {
+        x != y && !self.cut.contains(&(x.min(y), x.max(y))) && self.hosts[x].node.is_some() && self.hosts[y].node.is_some()
+    }
+
+    fn breaks(&mut self, what: Broken) {
+        let history = Arc::make_mut(&mut self.history);
+        history.broken = history.broken.or(Some(what));
+    }
+
+    /// Starts a node from its disk, and links it.
+    pub fn boot(&mut self, settings: &Settings, x: usize) {
+        let host = &mut self.hosts[x];
+        let mut durable = host.disk.take().unwrap().durable().clone();
+        if !settings.keeps_incarnation() {
+            let (mesh, node, disk_id) = (durable.mesh().clone(), durable.node().clone(), durable.disk_id());
+            durable.apply(0, Record::Boot { mesh, node, incarnation: durable.incarnation() + 1, disk_id }).unwrap();
+        }
+        host.node = Some(Arc::new(Node::new(durable, TIMING)));
+        (host.index, host.synced, host.restarted) = (0, 0, true);
+        host.refresh();
+        self.turn(settings, x, Input::Tick);
+        for y in 0..NODES {
+            if self.is_linked(x, y) {
+                self.link(settings, x, y);
+            }
+        }
+    }
+
+    /// Brings a link up. What is said at once on a new link (who is who, and where) is heard at once.
+    fn link(&mut self, settings: &Settings, x: usize, y: usize) {
+        let mut said = VecDeque::new();
+        for (here, there) in [(x, y), (y, x)] {
+            let durable = self.hosts[there].node.as_ref().unwrap().durable();
+            let (incarnation, disk_id) = (durable.incarnation(), durable.disk_id());
+            said.extend(self.turn(settings, here, Input::LinkUp { peer: id(there), incarnation, disk_id }));
+        }
+        while let Some(parcel) = said.pop_front() {
+            let Parcel { from, to, incarnation, message, .. } = &*parcel;
+            said.extend(self.turn(settings, *to, Input::Message { from: id(*from), incarnation: *incarnation, message: message.clone() }));
+        }
+    }
+
+    fn unlink(&mut self, settings: &Settings, x: usize, y: usize) {
+        self.parcels.retain(|parcel| (parcel.from, parcel.to) != (x, y) && (parcel.from, parcel.to) != (y, x));
+        for (here, there) in [(x, y), (y, x)] {
+            let there_as =
+                self.hosts[there].node.as_ref().map_or_else(|| self.hosts[there].kept().incarnation(), |n| n.durable().incarnation());
+            if self.hosts[here].node.is_some() {
+                self.hosts[here].after_sync.retain(|parcel| parcel.to != there);
+                self.turn(settings, here, Input::LinkDown { peer: id(there), incarnation: there_as });
+            }
+        }
+    }
+
+    pub fn crash(&mut self, settings: &Settings, x: usize) {
+        let linked: Vec<_> = (0..NODES).filter(|y| self.is_linked(x, *y)).collect();
+        let host = &mut self.hosts[x];
+        let node = host.node.take().unwrap();
+        host.disk.get_or_insert(node);
+        host.after_sync.clear();
+        host.refresh();
+        for y in linked {
+            self.unlink(settings, x, y);
+        }
+    }
+
+    pub fn cut(&mut self, settings: &Settings, x: usize, y: usize) {
+        self.unlink(settings, x, y);
+        self.cut.insert((x, y));
+    }
+
+    pub fn mend(&mut self, settings: &Settings, x: usize, y: usize) {
+        self.cut.remove(&(x, y));
+        self.link(settings, x, y);
+    }
+
+    pub fn deliver(&mut self, settings: &Settings, place: usize) {
+        let parcel = self.parcels.remove(place);
+        let Parcel { from, to, incarnation, message, .. } = &*parcel;
+        self.turn(settings, *to, Input::Message { from: id(*from), incarnation: *incarnation, message: message.clone() });
+    }
+
+    /// A clock goes on to this timer, and past all that are due before it.
+    pub fn time_out(&mut self, settings: &Settings, x: usize, after_us: u64) {
+        let host = &mut self.hosts[x];
+        host.clock = Time(host.clock.0 + after_us);
+        self.turn(settings, x, Input::Tick);
+    }
+
+    /// How far off a node's timers are, in microseconds.
+    pub fn timers(&self, x: usize) -> BTreeSet<u64> {
+        let host = &self.hosts[x];
+        host.node.iter().flat_map(|node| node.timers()).map(|at| at.0.saturating_sub(host.clock.0)).collect()
+    }
+
+    pub fn sync(&mut self, settings: &Settings, x: usize) {
+        let host = &mut self.hosts[x];
+        (host.disk, host.synced) = (None, host.index);
+        let ready = std::mem::take(&mut host.after_sync);
+        let synced = Input::Synced(self.hosts[x].synced);
+        let inputs = ready.into_iter().filter_map(|parcel| self.leaves(settings, parcel)).chain([synced]).collect();
+        self.turn_all(settings, x, inputs);
+    }
+
+    pub fn turn(&mut self, settings: &Settings, x: usize, input: Input) -> Vec<Arc<Parcel>> {
+        self.turn_all(settings, x, [input].into())
+    }
+
+    /// What the shell does in one turn: these inputs, all that the node tells itself, and the sync that is waited for. Returns
+    /// what only a new link has a use for.
+    fn turn_all(&mut self, settings: &Settings, x: usize, mut inputs: VecDeque<Input>) -> Vec<Arc<Parcel>> {
+        let mut greetings = Vec::new();
+        let mut at_last_sync = self.hosts[x].node.clone().unwrap();
+        let mut node = (*at_last_sync).clone();
+        let incarnation = node.durable().incarnation();
+        let now = Now { time: self.hosts[x].clock, unix_ms: 0 };
+        loop {
+            while let Some(input) = inputs.pop_front() {
+                for output in node.step(now, input) {
+                    match output {
+                        Output::Append { index, record } => {
+                            self.hosts[x].index = index;
+                            self.hosts[x].disk.get_or_insert_with(|| at_last_sync.clone());
+                            self.recorded(&record);
+                        }
+                        Output::Send { to, message, after } => {
+                            let to = number(&to);
+                            let yes = match &message {
+                                Message::PrepareResp { slot, answer: PrepareAnswer::Voted { vote, .. }, .. } if vote.yes => {
+                                    node.durable().open().prepared.as_ref().map(|tx| (*slot, hash_of(tx)))
+                                }
+                                _ => None,
+                            };
+                            let digest = hash_of((x, to, incarnation, &message));
+                            let parcel = Arc::new(Parcel { from: x, to, incarnation, message, yes, digest });
+                            match after {
+                                _ if matches!(parcel.message, Message::Heartbeat(_) | Message::Pinned { .. }) => greetings.push(parcel),
+                                After::Synced(index) if index > self.hosts[x].synced => self.hosts[x].after_sync.push(parcel),
+                                _ => inputs.extend(self.leaves(settings, parcel)),
+                            }
+                        }
+                        Output::Vet { slot, ballot, .. } => {
+                            inputs.push_back(Input::Vetted { slot, ballot, vote: Vote::yes() });
+                        }
+                        Output::Reply { receipt, .. } => self.told(&receipt.txid, &receipt.outcome),
+                        Output::Event(Event::Proposed { txid, .. }) => {
+                            Arc::make_mut(&mut self.history).proposed.insert(txid);
+                        }
+                        Output::Event(Event::Diverged { .. }) => self.breaks(Broken::OneHistory),
+                        _ => {}
+                    }
+                }
+            }
+            let host = &mut self.hosts[x];
+            if settings.sync == Sync::AnyTime || (host.after_sync.is_empty() && node.sync_by().is_none()) {
+                break;
+            }
+            at_last_sync = Arc::new(node.clone());
+            (host.disk, host.synced) = (None, host.index);
+            // For the checks of what is on disk: the node is as far as this.
+            host.node = Some(at_last_sync.clone());
+            inputs.push_back(Input::Synced(host.synced));
+            let ready = std::mem::take(&mut host.after_sync);
+            inputs.extend(ready.into_iter().filter_map(|parcel| self.leaves(settings, parcel)));
+        }
+        let head = node.durable().head();
+        if head.slot > 0 && node.durable().decision(head.slot).is_none() {
+            self.breaks(Broken::HeadIsDecided);
+        }
+        if self.hosts[x].restarted {
+            // Callers may ask a restarted node what became of what it had begun.
+            for txid in self.history.clone().proposed.iter().filter(|txid| number(&txid.node) == x) {
+                if let Some(receipt) = node.receipt(txid) {
+                    self.told(txid, &receipt.outcome);
+                }
+            }
+        }
+        let host = &mut self.hosts[x];
+        host.node = Some(Arc::new(node));
+        host.refresh();
+        greetings
+    }
+
+    /// A message leaves its node: to itself at once, to another over the link, if there is one.
+    fn leaves(&mut self, settings: &Settings, parcel: Arc<Parcel>) -> Option<Input> {
+        if let Some((slot, tx)) = parcel.yes {
+            self.said_yes(slot, parcel.from, tx);
+        }
+        if parcel.to == parcel.from {
+            return Some(Input::Message { from: id(parcel.from), incarnation: parcel.incarnation, message: parcel.message.clone() });
+        }
+        if !self.is_linked(parcel.from, parcel.to) {
+            return None;
+        }
+        let channel = |other: &Parcel| (other.from, other.to);
+        let start = self.parcels.partition_point(|other| channel(other) < channel(&parcel));
+        let end = self.parcels.partition_point(|other| channel(other) <= channel(&parcel));
+        let place = match settings.in_order {
+            true => end,
+            false => start + self.parcels[start..end].partition_point(|other| other.digest < parcel.digest),
+        };
+        // Two copies on their way at once are no more than one.
+        if !self.parcels[start..end].iter().any(|other| other.digest == parcel.digest) {
+            self.parcels.insert(place, parcel);
+        }
+        None
+    }
+
+    /// Takes away what can do nothing any more, now or later: answers that nobody awaits, and news and requests of slots that both
+    /// ends hold on disk with the same decision.
+    pub fn sweep(&mut self, settings: &Settings) {
+        let mut parcels = std::mem::take(&mut self.parcels);
+        parcels.retain(|parcel| {
+            let (from, to) = (&self.hosts[parcel.from], &self.hosts[parcel.to]);
+            let has = |host: &Host, decision: &Decision| host.kept().hash_at(decision.slot) == Some(decision.state_hash);
+            let both = |slot: Slot| {
+                let decision = to.kept().decision(slot);
+                decision.is_some_and(|decision| has(from, decision))
+            };
+            match &parcel.message {
+                Message::Decision { decision } => !has(to, decision),
+                Message::Decisions { decisions } => !decisions.iter().all(|decision| has(to, decision)),
+                Message::PrepareReq { slot, .. } | Message::AcceptReq { slot, .. } | Message::ResolveReq { slot, .. } => {
+                    settings.keeps_late_requests() || !both(*slot)
+                }
+                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.awaits(answer)),
+            }
+        });
+        self.parcels = parcels;
+    }
+
+    fn said_yes(&mut self, slot: Slot, x: usize, tx: u64) {
+        let yes = (slot, x, tx);
+        if self.history.decided.contains_key(&slot) || self.history.yes.contains(&yes) {
+            return;
+        }
+        if self.history.yes.iter().any(|(s, node, _)| (*s, *node) == (slot, x)) {
+            self.breaks(Broken::OneYes);
+        }
+        Arc::make_mut(&mut self.history).yes.insert(yes);
+    }
+
+    fn recorded(&mut self, record: &Record) {
+        match record {
+            Record::Decided { decision } => self.decided(decision),
+            Record::Prepared { slot, tx, .. } => {
+                if self.history.decided.range(..slot).any(|(_, (_, txid, _))| txid.as_ref() == Some(&tx.txid)) {
+                    self.breaks(Broken::SettledStays);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn decided(&mut self, decision: &Decision) {
+        let Decision { slot, state_hash, value, .. } = decision;
+        let now = (*state_hash, value.txid().cloned(), value.is_commit());
+        match self.history.decided.get(slot) {
+            Some(earlier) if *earlier == now => return,
+            Some((_, txid, commit)) if (txid, *commit) == (&now.1, now.2) => return self.breaks(Broken::OneHash),
+            Some(_) => return self.breaks(Broken::OneValue),
+            None => {}
+        }
+        let holds = |host: &&Host| {
+            let kept = host.kept();
+            let accepted = || kept.open().accepted.as_ref().filter(|_| kept.head().slot + 1 == *slot);
+            kept.decision(*slot).is_some_and(|other| other.state_hash == *state_hash)
+                || accepted().is_some_and(|(_, value)| kept.decision_of(value).state_hash == *state_hash)
+        };
+        if self.hosts.iter().filter(holds).count() * 2 <= NODES {
+            self.breaks(Broken::MajorityFirst);
+        }
+        if let Value::Commit(commit) = value {
+            let yes = self.history.yes.iter().filter(|(s, _, tx)| s == slot && *tx == hash_of(&commit.tx)).count();
+            let needed = if commit.tx.kind == Kind::Reduce { NODES / 2 + 1 } else { NODES };
+            if yes < needed {
+                self.breaks(Broken::EveryYes);
+            }
+            if self.history.aborted.contains(&commit.tx.txid) {
+                self.breaks(Broken::AbortedStays);
+            }
+            if let Some(key) = &commit.tx.idempotency_key
+                && !Arc::make_mut(&mut self.history).keys.insert(key.clone())
+            {
+                self.breaks(Broken::KeyOnce);
+            }
+        }
+        let history = Arc::make_mut(&mut self.history);
+        history.decided.insert(*slot, now);
+        history.yes.retain(|(s, _, _)| s != slot);
+    }
+
+    fn told(&mut self, txid: &TxId, outcome: &Outcome) {
+        let committed = self.history.decided.values().any(|(_, other, commit)| *commit && other.as_ref() == Some(txid));
+        match outcome {
+            Outcome::Committed if !committed => self.breaks(Broken::CommittedIsChosen),
+            Outcome::Aborted(_) if committed => self.breaks(Broken::AbortedStays),
+            Outcome::Aborted(_) if !self.history.aborted.contains(txid) => {
+                Arc::make_mut(&mut self.history).aborted.insert(txid.clone());
+            }
+            _ => {}
+        }
+    }
+}
