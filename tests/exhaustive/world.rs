@@ -450,7 +450,7 @@ impl World {
                 Message::PrepareReq { slot, .. } | Message::AcceptReq { slot, .. } | Message::ResolveReq { slot, .. } => {
                     settings.keeps_late_requests() || !both(*slot)
                 }
-                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.awaits(answer)),
+                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.has_use_for(answer)),
             }
         });
         self.parcels = parcels;
