@@ -52,8 +52,8 @@ impl Node {
     }
 
     /// Whether this answer can still change anything here: it belongs to the ballot and the phase that this node drives. No ballot
-    /// and no phase comes back, so an answer that is not awaited never will be. True of all that is no answer.
-    pub fn awaits(&self, answer: &Message) -> bool {
+    /// and no phase comes back, so an answer without a use will never have one. True of all that is no answer.
+    pub fn has_use_for(&self, answer: &Message) -> bool {
         let driven = |phase: Option<(Slot, &_)>, slot: &Slot, ballot| phase == Some((*slot, ballot));
         match (answer, &self.driver) {
             (Message::PrepareResp { slot, ballot, .. }, Some(Driver::Voting(v))) => driven(Some((v.slot, &v.ballot)), slot, ballot),

@@ -64,15 +64,18 @@ pub struct Settings {
 pub struct Limit {
     pub until: Instant,
     pub was_hit: AtomicBool,
+    /// What was found is gone through once more, however late it is.
+    pub is_lifted: AtomicBool,
 }
 
 impl Limit {
     pub fn seconds(seconds: u64) -> Arc<Limit> {
-        Arc::new(Limit { until: Instant::now() + Duration::from_secs(seconds), was_hit: AtomicBool::new(false) })
+        let until = Instant::now() + Duration::from_secs(seconds);
+        Arc::new(Limit { until, was_hit: AtomicBool::new(false), is_lifted: AtomicBool::new(false) })
     }
 
     fn is_over(&self) -> bool {
-        let over = Instant::now() >= self.until;
+        let over = !self.is_lifted.load(Ordering::Relaxed) && Instant::now() >= self.until;
         if over {
             self.was_hit.store(true, Ordering::Relaxed);
         }

@@ -48,6 +48,7 @@ fn explore(name: &str, settings: &Settings, seconds: u64) -> Explored {
 }
 
 fn sum_up(name: &str, checker: &impl Checker<Settings>, started: Instant, limit: &Limit) -> Explored {
+    limit.is_lifted.store(true, Ordering::Relaxed);
     let discoveries = checker.discoveries();
     let (reached, failures): (Vec<_>, Vec<_>) = discoveries.keys().copied().partition(|name| name.starts_with("(reached)"));
     let whole = !limit.was_hit.load(Ordering::Relaxed) && failures.is_empty();

@@ -230,6 +230,12 @@ impl World {
         history.broken = history.broken.or(Some(what));
     }
 
+    fn breaks_if(&mut self, is_broken: bool, what: Broken) {
+        if is_broken {
+            self.breaks(what);
+        }
+    }
+
     /// Starts a node from its disk, and links it.
     pub fn boot(&mut self, settings: &Settings, x: usize) {
         let host = &mut self.hosts[x];
@@ -446,7 +452,7 @@ impl World {
                 Message::PrepareReq { slot, .. } | Message::AcceptReq { slot, .. } | Message::ResolveReq { slot, .. } => {
                     settings.keeps_late_requests() || !both(*slot)
                 }
-                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.awaits(answer)),
+                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.has_use_for(answer)),
             }
         });
         self.parcels = parcels;
@@ -467,9 +473,8 @@ impl World {
         match record {
             Record::Decided { decision } => self.decided(decision),
             Record::Prepared { slot, tx, .. } => {
-                if self.history.decided.range(..slot).any(|(_, (_, txid, _))| txid.as_ref() == Some(&tx.txid)) {
-                    self.breaks(Broken::SettledStays);
-                }
+                let settled = self.history.decided.range(..slot).any(|(_, (_, txid, _))| txid.as_ref() == Some(&tx.txid));
+                self.breaks_if(settled, Broken::SettledStays);
             }
             _ => {}
         }
