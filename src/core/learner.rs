@@ -3,6 +3,7 @@
 //! Nothing is ever adopted because its number is larger: only decided values, and only where they extend this node's own
 //! hash chain. Two nodes with different hashes in one slot are a broken invariant, never something to repair in silence.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::core::Node;
@@ -16,6 +17,8 @@ use crate::core::value::{AbortCause, Decision, Value};
 
 /// How long a `FETCH` may go unanswered before another peer is asked, in milliseconds.
 pub const FETCH_AGAIN_MS: u64 = 1_000;
+/// How long after a decision its sender is told that it has been applied here, in milliseconds.
+pub const TELL_APPLIED_MS: u64 = 20;
 /// Rough size of the decisions in one answer to a `FETCH`, in bytes: well below the frame cap.
 pub const FETCH_BYTES_MAX: usize = 256 * 1024;
 /// Receipts of transactions that never got a slot, kept to be asked for.
@@ -65,8 +68,9 @@ impl Node {
 
     pub(super) fn on_decision(&mut self, from: &NodeId, decision: Decision) {
         self.learn(from, vec![decision]);
-        // The sender sees by the beat that it has been applied here.
-        self.send_heartbeat(from);
+        // The sender sees by a beat that it has been applied here. It waits for that with nothing: one beat for many decisions.
+        self.to_tell.insert(from.clone());
+        self.tell_at.get_or_insert(self.now.time.plus_ms(TELL_APPLIED_MS));
     }
 
     pub(super) fn on_decisions(&mut self, from: &NodeId, decisions: Vec<Decision>) {
@@ -196,7 +200,15 @@ impl Node {
         }
     }
 
+    pub(super) fn tell_applied(&mut self) {
+        self.tell_at = None;
+        for peer in std::mem::take(&mut self.to_tell) {
+            self.send_heartbeat(&peer);
+        }
+    }
+
     pub(super) fn beat(&mut self) {
+        (self.to_tell, self.tell_at) = (BTreeSet::new(), None);
         self.beats += 1;
         self.next_beat = self.now.time.plus_ms(self.timing.heartbeat_ms);
         let digest = self.liveness.digest();

@@ -83,6 +83,9 @@ pub struct Node {
     diverged: Option<String>,
     beats: u64,
     next_beat: Time,
+    /// Who is to be told soon how far this node is, and when.
+    to_tell: BTreeSet<NodeId>,
+    tell_at: Option<Time>,
     round: u64,
     transactions: u64,
 }
@@ -130,6 +133,8 @@ impl Node {
             diverged: None,
             beats: 0,
             next_beat: Time::default(),
+            to_tell: BTreeSet::new(),
+            tell_at: None,
             round: 0,
             transactions: 0,
         }
@@ -166,10 +171,10 @@ impl Node {
 
     /// When `Tick` is due at the latest.
     pub fn deadline(&self) -> Time {
-        self.timers().fold(self.next_beat, Time::min)
+        self.timers().chain(self.tell_at).fold(self.next_beat, Time::min)
     }
 
-    /// What `Tick` is waited for besides the next heartbeat.
+    /// What `Tick` is waited for besides heartbeats.
     pub fn timers(&self) -> impl Iterator<Item = Time> {
         let driver = match &self.driver {
             Some(Driver::Voting(voting)) => Some(voting.deadline),
@@ -220,6 +225,9 @@ impl Node {
             self.check_admitted();
             self.check_caught_up();
             self.beat();
+        }
+        if self.tell_at.is_some_and(|at| now >= at) {
+            self.tell_applied();
         }
         match &self.driver {
             Some(Driver::Voting(voting)) if now >= voting.deadline => self.tally(),
