@@ -1,11 +1,11 @@
 //! A failing seed made small: fewer actions, a calmer network, until nothing more can be left out and the same rule is still broken.
 
 use crate::sim::plan::{Knob, Plan};
-use crate::sim::world::Switches;
+use crate::sim::world::{LOOK_US, PROGRESS_US_MAX, Switches};
 use crate::sim::{Failure, Options, planned, run_plan};
 
 /// Runs that a minimisation may take.
-pub const RUNS_MAX: usize = 2_000;
+pub const RUNS_MAX: usize = 500;
 
 /// A failure with little around it.
 #[derive(Clone, Debug)]
@@ -66,9 +66,12 @@ impl Search<'_> {
 
 /// Makes the failure of a seed small.
 pub fn minimise(seed: u64, options: &Options, failure: &Failure, switches: Switches) -> Minimal {
-    let mut search = Search { seed, oracle: failure.violation.oracle, runs: 0, switches };
     let mut options = options.clone();
     let plan = planned(seed, &options);
+    // Unless it failed in the calm, no run need go there.
+    let brief = failure.at <= plan.heal_at + PROGRESS_US_MAX + LOOK_US;
+    let switches = Switches { brief, ..switches };
+    let mut search = Search { seed, oracle: failure.violation.oracle, runs: 0, switches };
     let actions_before = plan.actions.len();
     // What is planned for later than the failure cannot have led to it.
     let all: Vec<usize> = options.keep.clone().unwrap_or_else(|| (0..actions_before).collect());

@@ -12,7 +12,7 @@ use crate::core::ids::{DiskId, NodeId, Slot, TxId};
 use crate::core::io::{Applied, Outcome, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
-use crate::core::state::{Kind, RoutingState};
+use crate::core::state::{Change, Kind, MemberChange, RoutingState};
 use crate::core::value::{Decision, Value};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::node_number;
@@ -312,6 +312,13 @@ impl Oracle {
             match self.state.after(tx) {
                 Ok(after) => self.state = after,
                 Err(error) => return broken("a commit makes sense", format!("slot {slot}: {error}")),
+            }
+            match &tx.change {
+                Change::Members(MemberChange::Remove { .. }) => coverage.met(Situation::MemberRemoved),
+                Change::Members(MemberChange::Add { node, disk_id }) if !self.nodes[node_number(node)].disks.contains(disk_id) => {
+                    coverage.met(Situation::Readmitted);
+                }
+                _ => {}
             }
             for (id, member) in &self.state.members {
                 self.nodes[node_number(id)].disks.extend(member.disk_id);
