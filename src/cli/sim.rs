@@ -13,7 +13,7 @@ use crate::cli::args::SimArgs;
 use crate::cli::output::{Console, Field, Tone, counted};
 use crate::cli::{Exit, Failure};
 use crate::sim::coverage::Met;
-use crate::sim::minimise::{Minimal, minimise};
+use crate::sim::minimise::{Minimal, RUNS_MAX, minimise};
 use crate::sim::mistakes::Mutant;
 use crate::sim::world::Switches;
 use crate::sim::{Figures, Options, run};
@@ -70,7 +70,8 @@ pub fn run_seeds(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Fail
     let cpu_seconds = (cpu() - cpu_before).as_secs_f64();
     let failure = failed.map(|(seed, failure)| {
         console.say(&format!("seed {seed} fails: {}: {}. Making it small …", failure.violation.oracle, failure.violation.text));
-        failure_report(seed, args, &minimise(seed, &options, &failure, switches))
+        let runs = if args.whole { 0 } else { RUNS_MAX };
+        failure_report(seed, args, &minimise(seed, &options, &failure, switches, runs))
     });
     let node_hours = figures.node_us as f64 / 3.6e9;
     let never: Vec<_> = figures.coverage.never().map(|situation| situation.words()).collect();
