@@ -1,7 +1,7 @@
 //! A failing seed made small: fewer actions, a calmer network, until nothing more can be left out and the same rule is still broken.
 
 use crate::sim::plan::{Knob, Plan};
-use crate::sim::world::{LOOK_US, PROGRESS_US_MAX, Switches};
+use crate::sim::world::Switches;
 use crate::sim::{Failure, Options, planned, run_plan};
 
 /// Runs that a minimisation may well take.
@@ -69,8 +69,8 @@ impl Search<'_> {
 pub fn minimise(seed: u64, options: &Options, failure: &Failure, switches: Switches, runs_max: usize) -> Minimal {
     let mut options = options.clone();
     let plan = planned(seed, &options);
-    // Unless it failed in the calm, no run need go there.
-    let brief = failure.at <= plan.heal_at + PROGRESS_US_MAX + LOOK_US;
+    // Unless it failed after the faults, no run need go on in the calm.
+    let brief = failure.at <= plan.heal_at;
     let switches = Switches { brief, ..switches };
     let mut search = Search { seed, oracle: failure.violation.oracle, runs: 0, runs_max, switches };
     let actions_before = plan.actions.len();

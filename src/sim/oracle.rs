@@ -565,7 +565,7 @@ impl Oracle {
 
     /// A node starts on what its disk has.
     pub fn starts(&mut self, node: usize, durable: &Durable, coverage: &mut Coverage) -> Verdict {
-        let told = self.told;
+        let (told, nodes) = (self.told, self.nodes.len());
         let watched = &mut self.nodes[node];
         let mut found = Holds::of(durable);
         let synced = &watched.synced;
@@ -587,7 +587,9 @@ impl Oracle {
         if found.accepted.is_some() {
             coverage.met(Situation::RestartAccepted);
         }
-        found.peers = synced.peers.clone();
+        // A group may be there whose sync was never acknowledged: what it records counts all the same.
+        let pinned = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.pinned_disk(&crate::sim::node_name(peer))?)));
+        found.peers = pinned.collect();
         watched.running = found.clone();
         watched.synced = found;
         watched.told_before = told;
