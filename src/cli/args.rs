@@ -303,6 +303,9 @@ pub struct SimArgs {
     /// Makes this one of those mistakes
     #[structopt(long, value_name = "name", conflicts_with = "mutants")]
     pub mutant: Option<String>,
+    /// Shows a failure as it is, without making it small first
+    #[structopt(long)]
+    pub whole: bool,
     /// How many threads run seeds
     #[structopt(long, value_name = "count", default_value = "1", parse(try_from_str = jobs))]
     pub jobs: usize,

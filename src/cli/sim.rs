@@ -13,7 +13,7 @@ use crate::cli::args::SimArgs;
 use crate::cli::output::{Console, Field, Tone, counted};
 use crate::cli::{Exit, Failure};
 use crate::sim::coverage::Met;
-use crate::sim::minimise::{Minimal, minimise};
+use crate::sim::minimise::{Minimal, RUNS_MAX, minimise};
 use crate::sim::mistakes::Mutant;
 use crate::sim::world::Switches;
 use crate::sim::{Figures, Options, run};
@@ -64,13 +64,14 @@ pub fn run_seeds(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Fail
         return score(args, console);
     }
     let options = Options { nodes: args.nodes, keep: args.keep.clone(), off: args.off.clone() };
-    let switches = Switches { record: false, mutant: args.mutant.as_deref().map(mutant).transpose()? };
+    let switches = Switches { mutant: args.mutant.as_deref().map(mutant).transpose()?, ..Switches::default() };
     let cpu_before = cpu();
     let Outcome { figures, failed } = all(args, args.seeds, &options, switches, console);
     let cpu_seconds = (cpu() - cpu_before).as_secs_f64();
     let failure = failed.map(|(seed, failure)| {
-        console.say(&format!("seed {seed} fails: {}. Making it small …", failure.violation.oracle));
-        failure_report(seed, args, &minimise(seed, &options, &failure, switches))
+        console.say(&format!("seed {seed} fails: {}: {}. Making it small …", failure.violation.oracle, failure.violation.text));
+        let runs = if args.whole { 0 } else { RUNS_MAX };
+        failure_report(seed, args, &minimise(seed, &options, &failure, switches, runs))
     });
     let node_hours = figures.node_us as f64 / 3.6e9;
     let never: Vec<_> = figures.coverage.never().map(|situation| situation.words()).collect();
@@ -216,7 +217,8 @@ fn score(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Failure> {
     for (mutant, number, name) in mutants()? {
         console.say(&format!("{number} {name}"));
         let before = cpu();
-        let Outcome { failed, .. } = all(args, SEEDS_FOR_MUTANT, &options, Switches { record: false, mutant: Some(mutant) }, console);
+        let Outcome { failed, .. } =
+            all(args, SEEDS_FOR_MUTANT, &options, Switches { mutant: Some(mutant), ..Switches::default() }, console);
         let seeds = failed.as_ref().map(|(seed, _)| seed - args.seed + 1);
         let oracle = failed.map(|(_, failure)| failure.violation.oracle);
         caught.push(Caught { number, mutant: name, seeds, oracle, cpu_seconds: (cpu() - before).as_secs_f64() });

@@ -10,6 +10,7 @@ use crate::core::ids::{NodeId, Slot, Time, TxId};
 use crate::core::io::{After, CallerId, Event, Outcome, Output, Proposal, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer};
 use crate::core::mutant::mutated;
+use crate::core::resolver::RESOLVE_SPLIT_MS;
 use crate::core::state::{ChangeError, Kind, RoutingState, Transaction};
 use crate::core::value::{Abort, AbortCause, CastVote, Commit, Decision, Value, commit_hash};
 use crate::core::{Driver, Node};
@@ -32,6 +33,10 @@ pub(super) struct Waiting {
     pub(super) started: Time,
     /// Waits in line no longer than this.
     pub(super) until: Time,
+    /// It had a slot, and lost it to another driver.
+    pub(super) again: bool,
+    /// Not before this, so that others who lost the same slot do not meet it in the next one, too.
+    pub(super) not_before: Option<Time>,
 }
 
 /// The transaction of this node in the open slot, for as long as its caller may be told something new.
@@ -221,7 +226,7 @@ impl Node {
             Kind::Advance | Kind::Config => PROPOSAL_WAIT_MS,
         };
         let until = started.plus_ms(patience);
-        self.enqueue(Waiting { caller, proposal, started, until });
+        self.enqueue(Waiting { caller, proposal, started, until, again: false, not_before: None });
         self.next_proposal();
     }
 
@@ -235,7 +240,14 @@ impl Node {
 
     /// Starts the first proposal in line, if the slot is free for it; a `reduce` frees it.
     pub(super) fn next_proposal(&mut self) {
+        let now = self.now.time;
+        for waiting in &mut self.waiting {
+            waiting.not_before.take_if(|at| *at <= now);
+        }
         while let Some(first) = self.waiting.front() {
+            if first.not_before.is_some() {
+                return self.refuse_impatient();
+            }
             let (is_reduce, until) = (first.proposal.kind == Kind::Reduce, first.until);
             if is_reduce {
                 self.preempt();
@@ -488,7 +500,18 @@ impl Node {
     /// Puts a `reduce` whose slot is another's back in line: it takes the next slot, under a new txid.
     fn requeue(&mut self) {
         if let Some(flight) = self.in_flight.take() {
-            self.waiting.push_front(flight.request);
+            self.waiting.push_front(Waiting { again: true, ..flight.request });
+        }
+    }
+
+    /// A slot that several rollbacks lost to each other has been decided: the highest live id takes the next one at once, the others after
+    /// a moment each. Otherwise they would meet again in every slot until all of them have waited too long.
+    pub(super) fn line_up(&mut self) {
+        let higher = self.others().filter(|other| *other > self.id());
+        let rank = higher.filter(|other| self.liveness.is_alive(self.now.time, other, self.timing.heartbeat_ms)).count() as u64;
+        let at = self.now.time.plus_ms(rank.saturating_mul(RESOLVE_SPLIT_MS));
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.again && rank > 0) {
+            waiting.not_before = Some(at);
         }
     }
 
@@ -548,7 +571,7 @@ impl Node {
 
     /// When the first proposal in line has waited long enough.
     pub(super) fn waiting_until(&self) -> Option<Time> {
-        self.waiting.iter().map(|waiting| waiting.until).min()
+        self.waiting.iter().map(|waiting| waiting.not_before.map_or(waiting.until, |at| at.min(waiting.until))).min()
     }
 
     fn refuse(&mut self, caller: CallerId, txid: TxId, cause: AbortCause, started: Time) {

@@ -76,6 +76,6 @@ impl Durable {
 }
 
 fn digest_waiting(waiting: &Waiting, now: Time, into: &mut impl Hasher) {
-    let Waiting { caller, proposal, started: _, until } = waiting;
-    (caller, proposal, left(now, *until)).hash(into);
+    let Waiting { caller, proposal, started: _, until, again, not_before } = waiting;
+    (caller, proposal, left(now, *until), again, not_before.map(|at| left(now, at))).hash(into);
 }

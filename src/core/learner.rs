@@ -13,6 +13,7 @@ use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message,
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::RESOLVE_SPLIT_MS;
+use crate::core::state::Kind;
 use crate::core::value::{AbortCause, Decision, Value};
 
 /// How long a `FETCH` may go unanswered before another peer is asked, in milliseconds.
@@ -45,6 +46,9 @@ impl Node {
             self.apply();
         }
         self.settle(Some(&decision));
+        if !decision.value.is_commit() && decision.value.kind() == Some(Kind::Reduce) {
+            self.line_up();
+        }
         self.check_caught_up();
         if self.durable.should_compact(self.needed_from(), self.keep) {
             self.out.push(Output::CompactDue);

@@ -72,6 +72,7 @@ pub struct Disk {
     failing: Option<Failed>,
     full: bool,
     misdirecting: bool,
+    misdirected: bool,
     damaged: bool,
 }
 
@@ -94,6 +95,7 @@ impl Disk {
             failing: None,
             full: false,
             misdirecting: false,
+            misdirected: false,
             damaged: false,
         };
         // A log comes into being under another name and is synced before it has its own: there is nothing to lose here.
@@ -115,6 +117,11 @@ impl Disk {
     /// There is room again, and nothing is about to fail.
     pub fn repair(&mut self) {
         (self.full, self.failing, self.misdirecting) = (false, None, false);
+    }
+
+    /// Whether a write has gone to another place.
+    pub fn has_misdirected(&self) -> bool {
+        self.misdirected
     }
 
     /// Something that had been synced is not what it was.
@@ -167,7 +174,7 @@ impl Disk {
         let at = self.rng.usize(1..self.last_synced_at / SECTOR_BYTES) * SECTOR_BYTES;
         let bytes = group.len().min(self.last_synced_at - at);
         self.image[at..at + bytes].copy_from_slice(&group[..bytes]);
-        self.damaged = true;
+        (self.damaged, self.misdirected) = (true, true);
         true
     }
 
@@ -292,4 +299,94 @@ fn put(image: &mut Vec<u8>, at: usize, bytes: &[u8]) {
         image.resize(at + bytes.len(), 0);
     }
     image[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ballot::Ballot;
+    use crate::core::ids::NodeId;
+
+    fn promise(slot: u64) -> Record {
+        Record::Promise { slot, ballot: Ballot { round: 1, node: NodeId::new("a").unwrap(), incarnation: 1 } }
+    }
+
+    /// A log of five synced groups.
+    fn disk(seed: u64) -> Disk {
+        let mut disk = Disk::new(seed, &[promise(0)]);
+        for slot in 1..5 {
+            disk.write(&[promise(slot)]).unwrap();
+            disk.sync().unwrap();
+        }
+        disk
+    }
+
+    #[test]
+    fn a_loss_of_power_takes_nothing_that_was_synced_and_tears_only_what_was_not() {
+        let (mut torn, mut kept) = (0, 0);
+        for seed in 0..500 {
+            let mut disk = disk(seed);
+            let batch: Vec<_> = (5..60).map(promise).collect();
+            disk.write(&batch).unwrap();
+            disk.power_gone();
+            let opened = disk.open(None).unwrap();
+            let whole = opened.records.len() == 60;
+            assert!(whole || opened.records.len() == 5, "seed {seed}: {} records", opened.records.len());
+            assert_eq!((opened.groups_lost, opened.unsynced_kept), (0, whole));
+            torn += usize::from(opened.torn);
+            kept += usize::from(whole);
+            disk.write(&[promise(99)]).unwrap();
+            disk.sync().unwrap();
+            assert_eq!(disk.open(None).unwrap().records.last(), Some(&promise(99)));
+        }
+        assert!(torn > 50 && kept > 50, "{torn} torn, {kept} kept");
+    }
+
+    #[test]
+    fn a_killed_process_loses_nothing_that_it_wrote() {
+        let mut disk = disk(1);
+        disk.write(&[promise(5)]).unwrap();
+        disk.process_gone();
+        assert_eq!(disk.open(None).unwrap().records.len(), 6);
+    }
+
+    #[test]
+    fn a_flipped_bit_and_a_misdirected_write_are_damage_and_a_compaction_ends_it() {
+        for seed in 0..200 {
+            let mut flipped = disk(seed);
+            assert!(flipped.flip());
+            assert!(flipped.clone().open(None).is_err(), "seed {seed}");
+            flipped.replace(&[promise(9)]);
+            flipped.finish_replacing(true);
+            assert_eq!(flipped.open(None).unwrap().records, [promise(9)]);
+            let mut misdirected = disk(seed);
+            for slot in 5..40 {
+                misdirected.write(&[promise(slot)]).unwrap();
+                misdirected.sync().unwrap();
+            }
+            misdirected.misdirect_next();
+            misdirected.write(&[promise(40)]).unwrap();
+            misdirected.sync().unwrap();
+            assert!(misdirected.is_damaged() && misdirected.has_misdirected());
+            assert!(misdirected.open(None).is_err(), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn a_write_or_sync_fails_once_and_a_full_disk_until_there_is_room() {
+        let mut disk = disk(3);
+        disk.fail_next(Operation::Sync, Errno::Eio);
+        disk.write(&[promise(5)]).unwrap();
+        assert_eq!(disk.sync(), Err(Failed(Operation::Sync, Errno::Eio)));
+        disk.power_gone();
+        assert!((5..=6).contains(&disk.open(None).unwrap().records.len()));
+        disk.fail_next(Operation::Write, Errno::Enospc);
+        for _ in 0..2 {
+            assert_eq!(disk.write(&[promise(6)]), Err(Failed(Operation::Write, Errno::Enospc)));
+        }
+        disk.repair();
+        disk.process_gone();
+        disk.open(None).unwrap();
+        assert_eq!(disk.write(&[promise(6)]), Ok(()));
+    }
 }

@@ -4,8 +4,8 @@ use crate::sim::plan::{Knob, Plan};
 use crate::sim::world::Switches;
 use crate::sim::{Failure, Options, planned, run_plan};
 
-/// Runs that a minimisation may take.
-pub const RUNS_MAX: usize = 2_000;
+/// Runs that a minimisation may well take.
+pub const RUNS_MAX: usize = 500;
 
 /// A failure with little around it.
 #[derive(Clone, Debug)]
@@ -26,12 +26,13 @@ struct Search<'a> {
     seed: u64,
     oracle: &'a str,
     runs: usize,
+    runs_max: usize,
     switches: Switches,
 }
 
 impl Search<'_> {
     fn fails(&mut self, options: &Options) -> bool {
-        if self.runs >= RUNS_MAX {
+        if self.runs >= self.runs_max {
             return false;
         }
         self.runs += 1;
@@ -64,11 +65,14 @@ impl Search<'_> {
     }
 }
 
-/// Makes the failure of a seed small.
-pub fn minimise(seed: u64, options: &Options, failure: &Failure, switches: Switches) -> Minimal {
-    let mut search = Search { seed, oracle: failure.violation.oracle, runs: 0, switches };
+/// Makes the failure of a seed small, within so many runs.
+pub fn minimise(seed: u64, options: &Options, failure: &Failure, switches: Switches, runs_max: usize) -> Minimal {
     let mut options = options.clone();
     let plan = planned(seed, &options);
+    // Unless it failed after the faults, no run need go on in the calm.
+    let brief = failure.at <= plan.heal_at;
+    let switches = Switches { brief, ..switches };
+    let mut search = Search { seed, oracle: failure.violation.oracle, runs: 0, runs_max, switches };
     let actions_before = plan.actions.len();
     // What is planned for later than the failure cannot have led to it.
     let all: Vec<usize> = options.keep.clone().unwrap_or_else(|| (0..actions_before).collect());

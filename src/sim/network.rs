@@ -40,6 +40,8 @@ pub struct Fate {
     pub first: Option<u64>,
     /// When its copy arrives, if there is one.
     pub copy: Option<u64>,
+    /// One that was sent before it arrives after it.
+    pub overtakes: bool,
 }
 
 /// One direction of one pair.
@@ -91,15 +93,13 @@ impl Network {
                 delay = (delay << way.rng.u32(1..=DOUBLINGS_MAX)).min(DELAY_US_MAX);
             }
             let at = (now + delay).max(way.clogged_until);
-            if weather.overtaking {
-                return at;
-            }
+            let overtakes = at < way.last;
             way.last = way.last.max(at);
-            way.last
+            if weather.overtaking { (at, overtakes) } else { (way.last, false) }
         };
-        let first = Some(arrival());
+        let (first, overtakes) = arrival();
         let copy = if one_in(&mut self.way(from, to).rng, weather.twice_one_in) { Some(self.again(now, from, to)) } else { None };
-        Fate { first, copy }
+        Fate { first: Some(first), copy, overtakes }
     }
 
     /// A copy takes its own time, whatever overtakes what.

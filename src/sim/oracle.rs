@@ -12,7 +12,7 @@ use crate::core::ids::{DiskId, NodeId, Slot, TxId};
 use crate::core::io::{Applied, Outcome, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
-use crate::core::state::{Kind, RoutingState};
+use crate::core::state::{Change, Kind, MemberChange, RoutingState};
 use crate::core::value::{Decision, Value};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::node_number;
@@ -313,6 +313,13 @@ impl Oracle {
                 Ok(after) => self.state = after,
                 Err(error) => return broken("a commit makes sense", format!("slot {slot}: {error}")),
             }
+            match &tx.change {
+                Change::Members(MemberChange::Remove { .. }) => coverage.met(Situation::MemberRemoved),
+                Change::Members(MemberChange::Add { node, disk_id }) if !self.nodes[node_number(node)].disks.contains(disk_id) => {
+                    coverage.met(Situation::Readmitted);
+                }
+                _ => {}
+            }
             for (id, member) in &self.state.members {
                 self.nodes[node_number(id)].disks.extend(member.disk_id);
             }
@@ -558,7 +565,7 @@ impl Oracle {
 
     /// A node starts on what its disk has.
     pub fn starts(&mut self, node: usize, durable: &Durable, coverage: &mut Coverage) -> Verdict {
-        let told = self.told;
+        let (told, nodes) = (self.told, self.nodes.len());
         let watched = &mut self.nodes[node];
         let mut found = Holds::of(durable);
         let synced = &watched.synced;
@@ -580,7 +587,9 @@ impl Oracle {
         if found.accepted.is_some() {
             coverage.met(Situation::RestartAccepted);
         }
-        found.peers = synced.peers.clone();
+        // A group may be there whose sync was never acknowledged: what it records counts all the same.
+        let pinned = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.pinned_disk(&crate::sim::node_name(peer))?)));
+        found.peers = pinned.collect();
         watched.running = found.clone();
         watched.synced = found;
         watched.told_before = told;

@@ -18,6 +18,8 @@ pub const SETTLE_US: u64 = 3_000_000;
 pub const FAULTS_US_MAX: u64 = 90_000_000;
 /// Shortest time of faults, in microseconds.
 pub const FAULTS_US_MIN: u64 = 20_000_000;
+/// How long the mesh runs on without faults, in microseconds: what wears out slowly shows, and most of the simulated time is here.
+pub const CALM_US: u64 = 600_000_000;
 /// Most nodes of a run.
 pub const NODES_MAX: usize = 16;
 
@@ -34,6 +36,8 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// When the faults end, in microseconds.
     pub heal_at: u64,
+    /// For how long the mesh runs on when all agree again, in microseconds.
+    pub calm_us: u64,
     /// Whether only a majority is healed.
     pub heal_majority: bool,
     /// Whether those that are not healed are down, rather than cut off.
@@ -345,6 +349,7 @@ impl Plan {
             habits,
             actions: Vec::new(),
             heal_at,
+            calm_us: CALM_US,
             heal_majority: !members_change && rng.bool(),
             rest_down: rng.bool(),
             order,

@@ -42,7 +42,9 @@ const REFUSED_RETRY_US: u64 = 10_000_000;
 /// and twice 2 s of heartbeats until all have heard of it; and half as much again for a clock and a second attempt.
 pub const PROGRESS_US_MAX: u64 = 30_000_000;
 /// Between two looks at whether that has happened, in microseconds.
-const LOOK_US: u64 = 250_000;
+pub const LOOK_US: u64 = 250_000;
+/// From one proposal to the next when all is calm, in microseconds.
+const CALM_GAP_US: u64 = 30_000_000;
 /// Events after which a run counts as endless.
 const EVENTS_MAX: u64 = 20_000_000;
 /// Lines of a transcript that are kept.
@@ -93,6 +95,8 @@ struct Healed {
     committed: bool,
     asked: usize,
     next_at: u64,
+    /// When all agreed, once they did.
+    agreed_at: Option<u64>,
 }
 
 /// See the module.
@@ -109,6 +113,11 @@ pub struct World<'a> {
     linked: Vec<Option<Link>>,
     /// The newest connection that each end was told of.
     known: Vec<u64>,
+    refused_until: Vec<u64>,
+    /// When each pair dials next.
+    dials: Vec<u64>,
+    /// When each pair last made a connection.
+    made: Vec<u64>,
     connections: u64,
     starts: u64,
     callers: u64,
@@ -122,6 +131,7 @@ pub struct World<'a> {
     taken: u64,
     messages: u64,
     lines: Option<VecDeque<String>>,
+    brief: bool,
     mutant: Option<Mutant>,
 }
 
@@ -130,6 +140,8 @@ pub struct World<'a> {
 pub struct Switches {
     /// Keep the lines of a transcript.
     pub record: bool,
+    /// End as soon as all agree, without the calm that follows.
+    pub brief: bool,
     /// All nodes make this mistake.
     pub mutant: Option<Mutant>,
 }
@@ -183,6 +195,9 @@ impl<'a> World<'a> {
             processes,
             linked: vec![None; plan.nodes * plan.nodes],
             known: vec![0; plan.nodes * plan.nodes],
+            refused_until: vec![0; plan.nodes * plan.nodes],
+            dials: vec![0; plan.nodes * plan.nodes],
+            made: vec![0; plan.nodes * plan.nodes],
             connections: 0,
             starts: 0,
             callers: 0,
@@ -196,6 +211,7 @@ impl<'a> World<'a> {
             taken: 0,
             messages: 0,
             lines: switches.record.then(VecDeque::new),
+            brief: switches.brief,
             mutant: switches.mutant,
         }
     }
@@ -211,7 +227,8 @@ impl<'a> World<'a> {
         }
         self.at(self.plan.heal_at, Event::Heal);
         let verdict = self.events_in_order();
-        let (healed_at, progress_us) = self.healed.as_ref().map_or((self.now, 0), |healed| (healed.at, self.now - healed.at));
+        let (healed_at, progress_us) =
+            self.healed.as_ref().map_or((self.now, 0), |healed| (healed.at, healed.agreed_at.unwrap_or(self.now) - healed.at));
         let figures = Figures {
             seeds: 1,
             node_us: self.now * self.plan.nodes as u64,
@@ -583,6 +600,9 @@ impl<'a> World<'a> {
                     return broken("a whole log is not refused", format!("{} refuses its log: {damage:?}", node_name(node)));
                 }
                 process.state = State::Refused;
+                if process.disk.has_misdirected() {
+                    self.coverage.met(Situation::Misdirected);
+                }
                 self.coverage.met(Situation::DamageRefused);
                 self.say_of(node, "finds its log damaged and does not start");
                 return Ok(());
@@ -643,7 +663,18 @@ impl<'a> World<'a> {
 
     fn dial_soon(&mut self, one: usize, other: usize) {
         let us = self.rng.u64(0..50_000);
-        self.after(us, Event::Dial { one: one.min(other), other: one.max(other) });
+        self.dial_at(one, other, us);
+    }
+
+    /// Dials after so many microseconds, unless that is to happen before anyway.
+    fn dial_at(&mut self, one: usize, other: usize, us: u64) {
+        let (one, other) = (one.min(other), one.max(other));
+        let (at, planned) = (self.now + us, self.dials[one * self.plan.nodes + other]);
+        if planned > self.now && planned <= at {
+            return;
+        }
+        self.dials[one * self.plan.nodes + other] = at;
+        self.at(at, Event::Dial { one, other });
     }
 
     fn dial_all(&mut self, node: usize) {
@@ -657,6 +688,10 @@ impl<'a> World<'a> {
     }
 
     fn dial(&mut self, one: usize, other: usize) -> Verdict {
+        let pair = one * self.plan.nodes + other;
+        if self.dials[pair] == self.now {
+            self.dials[pair] = 0;
+        }
         let runs = |process: &Process| process.node().is_some() && process.paused_until <= self.now;
         if !runs(&self.processes[one]) || !runs(&self.processes[other]) || !self.network.connects(one, other) {
             // Whatever is in the way dials again when it ends.
@@ -667,6 +702,15 @@ impl<'a> World<'a> {
         if here.is_some() && here == there {
             return Ok(());
         }
+        if self.refused_until[pair] > self.now {
+            return Ok(());
+        }
+        if self.made[pair] + LINK_US_MAX > self.now {
+            // One is being made; its two ends may not have been told yet.
+            self.dial_at(one, other, LINK_US_MAX);
+            return Ok(());
+        }
+        self.made[pair] = self.now;
         self.connections += 1;
         for (node, peer) in [(one, other), (other, one)] {
             let us = self.rng.u64(0..LINK_US_MAX);
@@ -699,9 +743,9 @@ impl<'a> World<'a> {
     fn link_down(&mut self, node: usize, peer: usize, connection: u64) -> Verdict {
         let Some(link) = self.link(node, peer).take_if(|link| link.connection == connection) else { return Ok(()) };
         let us = if self.network.connects(node, peer) { self.rng.u64(0..5_000) } else { self.rng.u64(0..SILENCE_US_MAX) };
-        self.down_at(peer, node, us);
+        self.after(us, Event::LinkDown { node: peer, peer: node, connection });
         let us = self.rng.u64(50_000..2_000_000);
-        self.after(us, Event::Dial { one: node.min(peer), other: node.max(peer) });
+        self.dial_at(node, peer, us);
         let (ours, peer) = (self.name(node).clone(), self.name(peer).clone());
         self.say(|| format!("{ours} has lost its link to {peer}"));
         self.arrive(node, Input::LinkDown { peer, incarnation: link.incarnation })
@@ -733,6 +777,9 @@ impl<'a> World<'a> {
         match fate.first {
             None => self.coverage.met(Situation::MessageLost),
             Some(at) => {
+                if fate.overtakes {
+                    self.coverage.met(Situation::MessageOvertaken);
+                }
                 if let Some(copy) = fate.copy {
                     self.coverage.met(Situation::MessageCopied);
                     self.at(copy, Event::Deliver { from, to, sent, message: message.clone() });
@@ -766,12 +813,11 @@ impl<'a> World<'a> {
         if process.node().is_none() {
             return Ok(());
         }
-        if mistakes::mixes_connections(self.mutant) {
-            incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
-        } else if process.start != start {
+        let mixes = mistakes::mixes_connections(self.mutant);
+        if process.start != start {
             // A connection ends with the process; but a relay may keep a copy for longer. A heartbeat is of the moment.
             let n = self.plan.habits.stale_one_in;
-            if n == 0 || matches!(message, Message::Heartbeat(_)) || process.rng.u32(0..n) > 0 {
+            if !mixes && (n == 0 || matches!(message, Message::Heartbeat(_)) || process.rng.u32(0..n) > 0) {
                 return Ok(());
             }
             self.coverage.met(Situation::LateForRestarted);
@@ -779,6 +825,9 @@ impl<'a> World<'a> {
             // This end has not been told of the connection yet: until then its bytes wait in the socket.
             self.after(LINK_US_MAX / 4, Event::Deliver { from, to, sent, message });
             return Ok(());
+        }
+        if mixes {
+            incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
         }
         let (slot, round) = transcript::coordinates(&message);
         self.mix(&[4, self.now, (from * 16 + to) as u64, transcript::number(&message), slot, round]);
@@ -876,7 +925,12 @@ impl<'a> World<'a> {
         if let Some(healed) = &mut self.healed
             && healed.callers.remove(&caller).is_some()
         {
-            healed.committed |= receipt.outcome == Outcome::Committed;
+            let committed = receipt.outcome == Outcome::Committed;
+            if healed.agreed_at.is_some() && !committed {
+                let text = format!("{} answers a lone proposal in calm weather: {}", node_name(node), transcript::receipt(receipt));
+                return broken("in calm weather everything commits", text);
+            }
+            healed.committed |= committed;
             healed.next_at = healed.next_at.min(self.now + LOOK_US);
         }
         self.oracle.told(node, receipt, &mut self.coverage)
@@ -1087,7 +1141,9 @@ impl<'a> World<'a> {
                     let down = Input::LinkDown { peer: node_name(peer), incarnation: link.incarnation };
                     self.processes[node].inputs.push_back(down);
                 }
-                self.after(REFUSED_RETRY_US, Event::Dial { one: node.min(peer), other: node.max(peer) });
+                let (one, other) = (node.min(peer), node.max(peer));
+                self.refused_until[one * self.plan.nodes + other] = self.now + REFUSED_RETRY_US;
+                self.after(REFUSED_RETRY_US, Event::Dial { one, other });
                 Ok(())
             }
             Output::CompactDue => {
@@ -1223,13 +1279,21 @@ impl<'a> World<'a> {
                 self.break_link(one, other, 1_000);
             }
         }
-        self.healed =
-            Some(Healed { at: self.now, nodes, callers: BTreeMap::new(), committed: false, asked: 0, next_at: self.now + 500_000 });
+        self.healed = Some(Healed {
+            at: self.now,
+            nodes,
+            callers: BTreeMap::new(),
+            committed: false,
+            asked: 0,
+            next_at: self.now + 500_000,
+            agreed_at: None,
+        });
         self.after(LOOK_US, Event::Look);
         Ok(())
     }
 
-    /// Has a transaction been committed since the heal, and do all that are healed agree?
+    /// Has a transaction been committed since the heal, and do all that are healed agree? Then the mesh runs on for a while, and every
+    /// single proposal must commit.
     fn look(&mut self) -> Verdict {
         let Some(healed) = &mut self.healed else { return Ok(()) };
         if !healed.committed && self.now >= healed.next_at {
@@ -1239,24 +1303,37 @@ impl<'a> World<'a> {
             if let Some(core) = self.processes[node].node() {
                 let (kind, change) = probe(core.durable().state());
                 // Told before it is asked: the answer may come at once.
-                let at = self.now;
-                healed.callers.insert(self.callers + 1, at);
+                healed.callers.insert(self.callers + 1, self.now);
                 self.ask_for(node, Proposal { kind, change, idempotency_key: None })?;
             }
         }
         let Some(healed) = &self.healed else { return Ok(()) };
-        let (committed, at) = (healed.committed, healed.at);
+        let (committed, since) = (healed.committed, healed.agreed_at.map_or(healed.at, |_| healed.next_at));
         let differs: Vec<_> = healed.nodes.iter().filter_map(|node| Some((*node, self.differs(*node)?))).collect();
         if committed && differs.is_empty() {
-            self.done = true;
-            return Ok(());
+            return self.agreed();
         }
-        if self.now - at > PROGRESS_US_MAX {
+        if self.now.saturating_sub(since) > PROGRESS_US_MAX {
             let differs: Vec<_> = differs.iter().map(|(node, why)| format!("{} {why}", node_name(*node))).collect();
-            let text = format!("{} us after all faults ended, committed {committed}: {}", self.now - at, differs.join("; "));
+            let text = format!("{} us after all faults ended, committed {committed}: {}", self.now - since, differs.join("; "));
             return broken(if committed { "all converge" } else { "a majority makes progress" }, text);
         }
         self.after(LOOK_US, Event::Look);
+        Ok(())
+    }
+
+    /// All that are healed agree. The next proposal comes after a while, until the run has lasted long enough.
+    fn agreed(&mut self) -> Verdict {
+        let calm_us = if self.brief { 0 } else { self.plan.calm_us };
+        let Some(healed) = &mut self.healed else { return Ok(()) };
+        let since = *healed.agreed_at.get_or_insert(self.now);
+        if self.now >= since + calm_us {
+            self.done = true;
+            return Ok(());
+        }
+        healed.committed = false;
+        healed.next_at = self.now + CALM_GAP_US;
+        self.after(CALM_GAP_US, Event::Look);
         Ok(())
     }
 

@@ -59,8 +59,58 @@ fn the_core_has_no_io_no_clock_no_randomness_no_async_and_no_logging() {
 }
 
 #[test]
+fn the_simulator_has_no_io_no_clock_no_threads_and_no_randomness_but_its_seed() {
+    let forbidden = [
+        "async",
+        "await",
+        "futures::",
+        "std::net",
+        "std::fs",
+        "std::io",
+        "std::thread",
+        "std::process",
+        "std::env",
+        "std::sync",
+        "std::time",
+        "Instant",
+        "SystemTime",
+        "getrandom",
+        "fastrand::u",
+        "Rng::new()",
+        "HashMap",
+        "HashSet",
+        "println!",
+        "unsafe",
+    ];
+    assert_eq!(offenders("src/sim", &forbidden), Vec::<String>::new());
+    let above = [
+        "crate::node",
+        "crate::http",
+        "crate::mesh",
+        "crate::gateway",
+        "crate::cli",
+        "crate::api",
+        "crate::peers",
+        "wal::Wal",
+        "wal::file",
+    ];
+    assert_eq!(offenders("src/sim", &above), Vec::<String>::new());
+    assert_eq!(offenders("src/core", &["HashMap", "HashSet"]), Vec::<String>::new());
+}
+
+#[test]
 fn the_core_imports_nothing_from_above_it() {
-    let above = ["crate::node", "crate::http", "crate::mesh", "crate::gateway", "crate::wal", "crate::cli", "crate::api", "crate::peers"];
+    let above = [
+        "crate::node",
+        "crate::http",
+        "crate::mesh",
+        "crate::gateway",
+        "crate::wal",
+        "crate::cli",
+        "crate::api",
+        "crate::peers",
+        "crate::sim",
+    ];
     assert_eq!(offenders("src/core", &above), Vec::<String>::new());
     assert_eq!(offenders("src/wal", &["crate::node", "crate::http", "crate::mesh", "crate::gateway", "crate::cli"]), Vec::<String>::new());
     assert_eq!(offenders("src/mesh", &["crate::node", "crate::http", "crate::gateway", "crate::wal", "crate::cli"]), Vec::<String>::new());
