@@ -235,7 +235,7 @@ impl Node {
         let accepted = open.accepted.is_some();
         let summary = OpenSummary { slot: self.open_slot(), promised: open.promised.clone(), prepared, accepted };
         let open = open.promised.is_some().then_some(summary);
-        Heartbeat { beat: self.beats, head: self.durable.head(), open, health: self.health.clone(), digest }
+        Heartbeat { beat: self.beats, head: self.durable.head(), kept: self.kept, open, health: self.health.clone(), digest }
     }
 
     /// When the next unanswered `FETCH` may be repeated.

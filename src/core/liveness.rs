@@ -9,9 +9,6 @@ use crate::core::message::{DIGEST_WHOLE_MEMBERS_MAX, DigestEntry, Head, HealthSn
 
 /// Beats that may be missed before a member counts as down.
 pub const BEATS_MISSED_MAX: u64 = 3;
-/// A head is taken for synced at its node this long after it was reported, in milliseconds: ten times what the node may wait
-/// with the sync.
-pub const HEAD_KEPT_MS: u64 = 1_000;
 /// In a large mesh, one of this many members that did not change is in each digest all the same, in turn.
 const DIGEST_ROTATION: usize = 8;
 
@@ -30,10 +27,8 @@ pub struct Peer {
     pub head: Option<Head>,
     /// The slot in which it had accepted a value by that heartbeat, without knowing the slot's decision.
     pub accepted: Option<Slot>,
-    /// A head that it reported long enough ago to have been synced since: what a crash there cannot take back.
+    /// The last slot whose decision is synced there, by its last own heartbeat: what a crash there cannot take back.
     pub kept: Slot,
-    /// The next of those, and when it was reported.
-    reported: Option<(Slot, Time)>,
     /// Its health in its last own heartbeat.
     pub health: HealthSnapshot,
     told: Option<DigestEntry>,
@@ -94,13 +89,7 @@ impl Liveness {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.head = Some(beat.head);
             peer.accepted = beat.open.as_ref().filter(|open| open.accepted).map(|open| open.slot);
-            match peer.reported {
-                Some((_, at)) if now.ms_since(at) < HEAD_KEPT_MS => {}
-                earlier => {
-                    peer.kept = earlier.map_or(0, |(slot, _)| slot);
-                    peer.reported = Some((beat.head.slot, now));
-                }
-            }
+            peer.kept = beat.kept;
             peer.health = beat.health.clone();
         }
         for entry in beat.digest.iter().filter(|entry| &entry.node != own) {
@@ -158,7 +147,7 @@ mod tests {
 
     fn beat(beat: u64, head: Slot, digest: Vec<DigestEntry>) -> Heartbeat {
         let head = Head { slot: head, version: 0, state_hash: StateHash([0; 32]) };
-        Heartbeat { beat, head, open: None, health: HealthSnapshot::default(), digest }
+        Heartbeat { beat, head, kept: 0, open: None, health: HealthSnapshot::default(), digest }
     }
 
     #[test]
@@ -172,22 +161,6 @@ mod tests {
         assert_eq!((liveness.head_slot(&b), liveness.head_slot(&c)), (Some(3), Some(4)));
         liveness.on_heartbeat(Time(0).plus_ms(6_000), &a, &b, 1, &beat(2, 3, vec![of_c]));
         assert!(!liveness.is_alive(Time(0).plus_ms(6_000), &c, 2_000), "old news is no sign of life");
-    }
-
-    #[test]
-    fn a_head_counts_as_kept_only_a_second_after_it_was_reported() {
-        let (a, b) = (id("a"), id("b"));
-        let mut liveness = Liveness::default();
-        let kept = |liveness: &mut Liveness, ms, head| {
-            liveness.on_heartbeat(Time(0).plus_ms(ms), &a, &b, 1, &beat(ms, head, vec![]));
-            liveness.peer(&b).unwrap().kept
-        };
-        liveness.link_up(&b, 1);
-        assert_eq!(kept(&mut liveness, 1, 7), 0);
-        assert_eq!(kept(&mut liveness, 900, 8), 0);
-        assert_eq!(kept(&mut liveness, 1_001, 9), 7);
-        assert_eq!(kept(&mut liveness, 1_002, 9), 7);
-        assert_eq!(kept(&mut liveness, 2_001, 9), 9);
     }
 
     #[test]

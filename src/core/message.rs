@@ -161,6 +161,9 @@ pub struct Heartbeat {
     pub beat: u64,
     /// The last decided slot here.
     pub head: Head,
+    /// The last decided slot whose record is synced here: what a crash cannot take back. Unknown (0) from older versions.
+    #[serde(default)]
+    pub kept: Slot,
     /// The open slot, if anything is promised or prepared in it.
     pub open: Option<OpenSummary>,
     /// The sender's own numbers, never another node's.

@@ -63,6 +63,9 @@ pub struct Node {
     synced: LogIndex,
     /// This node's last promise, vote or accept, and when it was made. Until it is synced it does not count towards a majority.
     pledge: (LogIndex, Time),
+    /// The last decided slot that is synced, and those decided since, with their records.
+    kept: Slot,
+    unkept: VecDeque<(LogIndex, Slot)>,
     out: Vec<Output>,
     health: HealthSnapshot,
     /// What this node drives in the open slot.
@@ -111,6 +114,8 @@ impl Node {
         Node {
             timing,
             keep: Keep::default(),
+            kept: durable.head().slot,
+            unkept: VecDeque::new(),
             durable,
             liveness: Liveness::default(),
             now: Now::default(),
@@ -211,6 +216,9 @@ impl Node {
 
     fn on_synced(&mut self, index: LogIndex) {
         self.synced = self.synced.max(index);
+        while let Some((_, slot)) = self.unkept.pop_front_if(|(record, _)| *record <= index) {
+            self.kept = slot;
+        }
         match &self.driver {
             Some(Driver::Voting(_)) => self.tally(),
             Some(Driver::Resolving(_)) => self.count_promises(),
@@ -333,6 +341,9 @@ impl Node {
                 self.index += 1;
                 if record.is_pledge() {
                     self.pledge = (self.index, self.now.time);
+                }
+                if let Record::Decided { decision } = &record {
+                    self.unkept.push_back((self.index, decision.slot));
                 }
                 self.out.push(Output::Append { index: self.index, record });
                 Some(self.index)

@@ -1296,9 +1296,12 @@ impl<'a> World<'a> {
     /// single proposal must commit.
     fn look(&mut self) -> Verdict {
         let Some(healed) = &mut self.healed else { return Ok(()) };
-        if !healed.committed && self.now >= healed.next_at {
+        // Whoever has been removed coordinates nothing.
+        let members = &self.oracle.state().members;
+        let able: Vec<_> = healed.nodes.iter().copied().filter(|node| members.contains_key(&self.processes[*node].id)).collect();
+        if !healed.committed && self.now >= healed.next_at && !able.is_empty() {
             healed.next_at = self.now + 3_000_000;
-            let node = healed.nodes[healed.asked % healed.nodes.len()];
+            let node = able[healed.asked % able.len()];
             healed.asked += 1;
             if let Some(core) = self.processes[node].node() {
                 let (kind, change) = probe(core.durable().state());
