@@ -923,10 +923,11 @@ impl<'a> World<'a> {
             self.coverage.met(Situation::KeyAnswered);
         }
         if let Some(healed) = &mut self.healed
-            && healed.callers.remove(&caller).is_some()
+            && let Some(asked_at) = healed.callers.remove(&caller)
         {
             let committed = receipt.outcome == Outcome::Committed;
-            if healed.agreed_at.is_some() && !committed {
+            // What was asked before all agreed may meet another that wanted the same.
+            if healed.agreed_at.is_some_and(|agreed_at| asked_at >= agreed_at) && !committed {
                 let text = format!("{} answers a lone proposal in calm weather: {}", node_name(node), transcript::receipt(receipt));
                 return broken("in calm weather everything commits", text);
             }
