@@ -297,7 +297,7 @@ pub struct SimArgs {
     /// Without these parts of a seed's surroundings, as a minimised failure names them
     #[structopt(long, value_name = "part", use_delimiter = true)]
     pub off: Vec<Knob>,
-    /// Makes each mistake of PROTOCOL.md section 9 on purpose, and says after how many seeds it was caught, and by what
+    /// Makes each of the known mistakes (src/core/mutant.rs) on purpose, and says after how many seeds it was caught, and by what
     #[structopt(long, conflicts_with_all = &["keep", "off"])]
     pub mutants: bool,
     /// Makes this one of those mistakes
