@@ -43,7 +43,8 @@
 //! # Code map
 //!
 //! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`] and [`peers`] stand beside
-//! the core: shapes and a file format that several of the others read. `tests/it/tidy.rs` checks the most important of these arrows,
+//! the core: shapes and a file format that several of the others read. [`sim`] uses the core and the log's format, and is used by [`cli`]
+//! only. `tests/it/tidy.rs` checks the most important of these arrows,
 //! and that the core has no I/O, no clock, no randomness, no async and no logging.
 //!
 //! | where | what |
@@ -57,6 +58,7 @@
 //! | [`cli`] | one file per command |
 //! | [`api`] | the JSON that goes in and out over HTTP; the front writes it and the command line reads it |
 //! | [`peers`] | peers.json |
+//! | [`sim`] | many cores in one thread with simulated networks, disks and clocks, to find out whether they ever disagree |
 //!
 //! # An example
 //!

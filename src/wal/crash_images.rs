@@ -712,7 +712,7 @@ fn goes_on(bytes: &[u8], recovered: &Recovered) -> Result<(), String> {
 }
 
 const A_FEW: Budget = Budget { subsets_of_max: 6, regular: 12, random: 21, real_every: 7, again_every: 61 };
-const MANY: Budget = Budget { subsets_of_max: 10, regular: 60, random: 2_000, real_every: 401, again_every: 397 };
+const MANY: Budget = Budget { subsets_of_max: 10, regular: 60, random: 400, real_every: 101, again_every: 397 };
 
 fn crash_everywhere(budget: Budget, skip: Option<Skip>, recovery: &Recovery) -> Result<Figures, String> {
     let dir = tempfile::tempdir().unwrap();
