@@ -507,8 +507,7 @@ impl Node {
     /// A slot that several rollbacks lost to each other has been decided: the highest live id takes the next one at once, the others after
     /// a moment each. Otherwise they would meet again in every slot until all of them have waited too long.
     pub(super) fn line_up(&mut self) {
-        let higher = self.others().filter(|other| *other > self.id());
-        let rank = higher.filter(|other| self.liveness.is_alive(self.now.time, other, self.timing.heartbeat_ms)).count() as u64;
+        let rank = self.rank();
         let at = self.now.time.plus_ms(rank.saturating_mul(RESOLVE_SPLIT_MS));
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.again && rank > 0) {
             waiting.not_before = Some(at);

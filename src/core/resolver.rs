@@ -91,14 +91,18 @@ impl Node {
         }
     }
 
+    /// How many live members have a higher id: they go first.
+    pub(super) fn rank(&self) -> u64 {
+        self.others().filter(|other| *other > self.id() && self.is_alive(other)).count() as u64
+    }
+
     /// When this node's turn to resolve comes; `None` while there is nothing to resolve.
     pub(super) fn resolve_at(&self) -> Option<Time> {
         if self.driver.is_some() || self.may_not_take_part().is_some() {
             return None;
         }
         let ResolveTimer { armed_at, delay_ms, rank_ms, .. } = self.resolver.as_ref()?;
-        let higher = self.others().filter(|other| *other > self.id());
-        let rank = higher.filter(|other| self.liveness.is_alive(self.now.time, other, self.timing.heartbeat_ms)).count() as u64;
+        let rank = self.rank();
         Some(armed_at.plus_ms(delay_ms.saturating_add(rank.saturating_mul(*rank_ms))))
     }
 
