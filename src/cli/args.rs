@@ -297,6 +297,9 @@ pub struct SimArgs {
     /// Without these parts of a seed's surroundings, as a minimised failure names them
     #[structopt(long, value_name = "part", use_delimiter = true)]
     pub off: Vec<Knob>,
+    /// Each seed cuts one node off, in rough weather and with clocks that differ, and says when it last served a canary
+    #[structopt(long, conflicts_with = "mutants")]
+    pub cuts: bool,
     /// Makes each of the known mistakes (src/core/mutant.rs) on purpose, and says after how many seeds it was caught, and by what
     #[structopt(long, conflicts_with_all = &["keep", "off"])]
     pub mutants: bool,

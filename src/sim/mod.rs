@@ -32,6 +32,8 @@ use crate::sim::world::{Switches, World};
 pub struct Options {
     /// How many nodes; drawn if it is not said.
     pub nodes: Option<usize>,
+    /// Each seed is one node cut off, instead of anything.
+    pub cuts: bool,
     /// Only these actions of the plan.
     pub keep: Option<Vec<usize>>,
     /// Parts of the surroundings that are off.
@@ -55,6 +57,8 @@ pub struct Figures {
     pub actions: u64,
     /// Longest time from the end of all faults to agreement, in microseconds.
     pub progress_us_max: u64,
+    /// Longest time from a node's last contact with a majority to when it would still have served a canary, in microseconds.
+    pub served_us_max: u64,
     /// The hash over everything that happened.
     pub trace: u64,
     /// What was met.
@@ -71,6 +75,7 @@ impl Figures {
         self.slots += other.slots;
         self.actions += other.actions;
         self.progress_us_max = self.progress_us_max.max(other.progress_us_max);
+        self.served_us_max = self.served_us_max.max(other.served_us_max);
         self.trace = self.trace.wrapping_add(other.trace);
         self.coverage.add(&other.coverage);
     }
@@ -91,7 +96,7 @@ pub struct Failure {
 
 /// The plan of a seed, as the options have it.
 pub fn planned(seed: u64, options: &Options) -> Plan {
-    let mut plan = Plan::new(seed, options.nodes);
+    let mut plan = if options.cuts { Plan::cut(seed, options.nodes) } else { Plan::new(seed, options.nodes) };
     if let Some(keep) = &options.keep {
         let mut number = 0;
         plan.actions.retain(|_| {
@@ -134,6 +139,7 @@ pub fn node_number(id: &NodeId) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::coverage::Situation;
 
     fn run(seed: u64) -> Result<Figures, Failure> {
         super::run(seed, &Options::default(), Switches { brief: true, ..Switches::default() })
@@ -177,11 +183,27 @@ mod tests {
     #[test]
     fn a_plan_is_the_same_for_the_same_seed_and_can_be_run_in_part() {
         assert_eq!(format!("{:?}", Plan::new(7, None)), format!("{:?}", Plan::new(7, None)));
-        let options = Options { nodes: Some(3), keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
+        let options = Options { nodes: Some(3), cuts: false, keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
         let (whole, part) = (Plan::new(7, Some(3)), planned(7, &options));
         assert_eq!(part.actions, [whole.actions[0].clone(), whole.actions[2].clone()]);
         assert!(!part.has(Knob::Loss) && !part.has(Knob::Overtaking));
         assert!(super::run(7, &options, Switches { brief: true, ..Switches::default() }).is_ok());
+    }
+
+    /// A node that is cut off serves its last canary at most one lease after its last contact with a majority.
+    #[test]
+    fn a_node_that_is_cut_off_falls_back_to_stable_within_a_lease() {
+        let options = Options { cuts: true, ..Options::default() };
+        let mut total = Figures::default();
+        for seed in 0..300 {
+            match super::run(seed, &options, Switches { brief: true, ..Switches::default() }) {
+                Ok(figures) => total.add(&figures),
+                Err(failure) => panic!("seed {seed}: {:?}", failure.violation),
+            }
+        }
+        let longest_us = total.served_us_max;
+        assert!((5_700_000..=6_000_000).contains(&longest_us), "no node came near its lease: {longest_us}");
+        assert!(total.coverage.times(Situation::LeaseLost) >= 300 && total.coverage.times(Situation::AdvanceWithout) > 50, "{total:?}");
     }
 
     /// A mistake is found, made small, and found again by what is left.

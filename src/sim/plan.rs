@@ -370,6 +370,37 @@ impl Plan {
         plan
     }
 
+    /// One node is cut off from all others for longer than a lease, while a canary is served, and may stand still meanwhile.
+    pub fn cut(seed: u64, nodes: Option<usize>) -> Plan {
+        let mut rng = Rng::with_seed(seed);
+        let nodes = nodes.unwrap_or([3, 3, 5, 4][rng.usize(0..4)]).clamp(2, NODES_MAX);
+        let (weather, habits) = (weather(&mut rng), habits(&mut rng, nodes));
+        let habits = Habits { clocks_ppm: (0..nodes).map(|_| rng.i64(-10_000..=10_000)).collect(), no_one_in: 0, ..habits };
+        let order = (0..nodes).collect();
+        let cut_at = SETTLE_US + rng.u64(8_000_000..14_000_000);
+        let heal_at = cut_at + rng.u64(8_000_000..25_000_000);
+        let (actions, calm_us) = (Vec::new(), 0);
+        let mut plan =
+            Plan { nodes, outsiders: 0, weather, habits, actions, heal_at, calm_us, heal_majority: false, rest_down: false, order };
+        let cut = rng.usize(0..nodes);
+        let others: Vec<_> = (0..nodes).filter(|node| *node != cut).collect();
+        let ask = |plan: &mut Plan, rng: &mut Rng, at: u64, wish: Wish| {
+            plan.push(at, What::Propose { node: others[rng.usize(0..others.len())], wish, key: None });
+        };
+        ask(&mut plan, &mut rng, SETTLE_US + 1_000_000, Wish::Canary { model: 2, weight: 5_000 });
+        plan.push(cut_at, What::Split { side: 1 << cut, for_us: heal_at - cut_at, seen: rng.bool() });
+        for _ in 0..4 {
+            let (at, wish) = (cut_at + rng.u64(0..20_000_000), wish(&mut rng, 3));
+            ask(&mut plan, &mut rng, at, wish);
+        }
+        if rng.bool() {
+            let at = cut_at + rng.u64(0..6_000_000) - 2_000_000;
+            plan.push(at, What::Pause { node: cut, for_us: log_uniform(&mut rng, 500_000, 12_000_000) });
+        }
+        plan.actions.sort_by_key(|action| action.at);
+        plan
+    }
+
     fn push(&mut self, at: u64, what: What) {
         if at < self.heal_at {
             self.actions.push(Action { at, what });

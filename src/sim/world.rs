@@ -249,6 +249,7 @@ impl<'a> World<'a> {
             slots: self.oracle.head(),
             actions: self.plan.actions.iter().filter(|action| action.at <= healed_at).count() as u64,
             progress_us_max: progress_us,
+            served_us_max: self.oracle.served_us_max(),
             trace: self.trace,
             coverage: self.coverage,
         };
@@ -1247,6 +1248,15 @@ impl<'a> World<'a> {
         }
         match event {
             CoreEvent::CaughtUp { slot } => self.oracle.caught_up(node, *slot),
+            CoreEvent::LeaseHeld | CoreEvent::LeaseLost | CoreEvent::Fenced { .. } | CoreEvent::FenceLifted { .. } => {
+                self.coverage.met(match event {
+                    CoreEvent::LeaseHeld => Situation::LeaseHeld,
+                    CoreEvent::LeaseLost => Situation::LeaseLost,
+                    CoreEvent::Fenced { .. } => Situation::Fenced,
+                    _ => Situation::FenceLifted,
+                });
+                Ok(())
+            }
             CoreEvent::Diverged { reason } => broken("nobody diverges", format!("{}: {reason}", node_name(node))),
             CoreEvent::GaveUp { reason, .. } => {
                 if *reason == AbortCause::Preempted(None).to_string() {
