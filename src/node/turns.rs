@@ -350,6 +350,8 @@ impl Running {
     fn apply(&mut self, applied: &Applied) {
         self.state = applied.state.clone();
         self.parts.gateway.route(&applied.state, self.lease_until > clock::time());
+        // Before the next sync, so that /routing is not behind what predictions say.
+        self.publish();
     }
 
     /// Appends what has gathered, with one sync. After an error nothing is ever written again: the node stops taking part,
