@@ -10,6 +10,7 @@ use crate::core::ids::{DiskId, Incarnation, NodeId, Time};
 use crate::core::io::{Input, LogIndex};
 use crate::core::message::Message;
 use crate::core::record::Record;
+use crate::core::routes::Routes;
 use crate::sim::disk::Disk;
 use crate::sim::plan::Boundary;
 
@@ -132,6 +133,8 @@ pub struct Process {
     pub held_down: bool,
     /// Every other member has recorded its disk, and it has synced that.
     pub admitted: bool,
+    /// Its links, direct and over third nodes.
+    pub routes: Routes,
 }
 
 impl Process {
