@@ -360,7 +360,7 @@ pub struct PeerView {
     pub incarnation: Option<Incarnation>,
     /// Its last known head.
     pub slot: Option<Slot>,
-    /// Milliseconds since it was last heard directly.
+    /// Milliseconds since a message of its own last came, directly or over a third node.
     pub heard_ms_ago: Option<u64>,
 }
 
@@ -376,6 +376,8 @@ pub enum LinkWord {
     Cut,
     /// The handshake was refused; `reason` says by whom and why.
     Refused,
+    /// Messages flow over a third node; `reason` says over which, and why the direct link is not up.
+    Relayed,
 }
 
 /// `GET /health`.

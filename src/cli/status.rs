@@ -285,6 +285,7 @@ fn links_field(links: &[PeerView]) -> Field {
         (LinkWord::Cut, _) => Some(format!("{} cut", peer.node)),
         (LinkWord::Refused, None) => Some(format!("{} refused", peer.node)),
         (LinkWord::Refused, Some(reason)) => Some(format!("{} refused: {reason}", peer.node)),
+        (LinkWord::Relayed, reason) => Some(format!("{} relayed {}", peer.node, reason.as_deref().unwrap_or_default())),
     };
     let others: Vec<String> = links.iter().filter_map(word).collect();
     let up = links.len() - others.len();
@@ -365,12 +366,18 @@ mod tests {
     fn a_degraded_node_and_one_that_is_not_ready_are_not_well() {
         let [a, b, c] = three(|story| match story.node {
             "node-a" => (story.degraded, story.links) = (Some("no lease"), ["down", "cut"]),
-            "node-b" => story.ready = false,
+            "node-b" => (story.ready, story.links) = (false, ["up", "relayed"]),
             _ => {}
         });
         let shown = status(&[&a, &b, &c], "");
         assert_eq!(shown.exit, Exit::Unhealthy);
-        for said in ["node-a is degraded: no lease", "node-b is not ready", "0/2 up, node-b down, node-c cut", "2 problems"] {
+        for said in [
+            "node-a is degraded: no lease",
+            "node-b is not ready",
+            "0/2 up, node-b down, node-c cut",
+            "1/2 up, node-c relayed",
+            "2 problems",
+        ] {
             assert!(shown.out.contains(said), "{said:?} in {}", shown.out);
         }
     }

@@ -237,6 +237,12 @@ impl Running {
             Turn::Mesh(MeshEvent::Message { from, incarnation, message }) => {
                 self.batch.inputs.push_back(Input::Message { from, incarnation, message });
             }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: Some(over) }) => {
+                self.parts.events.say(log::Level::Warn, "relayed", serde_json::json!({"peer": peer, "over": over}));
+            }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: None }) => {
+                self.parts.events.say(log::Level::Info, "direct_again", serde_json::json!({"peer": peer}));
+            }
             Turn::Mesh(MeshEvent::Refused { peer, reason }) => {
                 self.parts.events.say(log::Level::Warn, "refused", serde_json::json!({"peer": peer, "reason": reason}));
             }

@@ -140,6 +140,8 @@ pub fn node_number(id: &NodeId) -> usize {
 mod tests {
     use super::*;
     use crate::sim::coverage::Situation;
+    use crate::sim::network::Weather;
+    use crate::sim::plan::{Action, What, Wish};
 
     fn run(seed: u64) -> Result<Figures, Failure> {
         super::run(seed, &Options::default(), Switches { brief: true, ..Switches::default() })
@@ -177,6 +179,47 @@ mod tests {
         for (seed, nodes) in [(618, Some(5)), (917, Some(5)), (1204, None), (1465, None), (1658, None), (6314, None)] {
             let ran = super::run(seed, &Options { nodes, ..Options::default() }, Switches::default());
             assert!(ran.is_ok(), "seed {seed}: {:?}", ran.map_err(|failure| failure.violation));
+        }
+    }
+
+    /// Calm weather in which these pairs are cut apart before anything begins and until all is over, and every node proposes in turn.
+    fn apart(nodes: usize, pairs: &[(usize, usize)], rounds: usize) {
+        let mut plan = Plan::new(7, Some(nodes));
+        let every: Vec<_> = Knob::ALL.map(|(knob, _)| knob).into();
+        plan.without(&every);
+        (plan.weather, plan.heal_majority, plan.actions) = (Weather::CALM, false, Vec::new());
+        let for_us = 3_600_000_000;
+        plan.actions
+            .extend(pairs.iter().map(|(one, other)| Action { at: 0, what: What::Apart { one: *one, other: *other, for_us, seen: true } }));
+        let proposals = nodes * rounds;
+        plan.actions.extend((0..proposals).map(|number| Action {
+            at: (4 + number as u64) * 1_000_000,
+            what: What::Propose { node: number % nodes, wish: Wish::Canary { model: 2, weight: 100 + number as u16 }, key: None },
+        }));
+        plan.heal_at = (6 + proposals as u64) * 1_000_000;
+        let ran = run_plan(7, &plan, Switches { brief: true, ..Switches::default() });
+        let figures = ran.unwrap_or_else(|failure| panic!("{:?}", failure.violation));
+        let times = |situation| figures.coverage.times(situation);
+        assert_eq!((times(Situation::Advance), times(Situation::Aborted)), (proposals as u64, 0), "{figures:?}");
+        // A request and an answer at least, of every proposal and over every pair.
+        let of_pairs = figures.coverage.times(Situation::Relayed);
+        assert!(of_pairs > 2 * (rounds * pairs.len()) as u64, "{figures:?}");
+    }
+
+    #[test]
+    fn with_one_pair_of_three_cut_for_the_whole_run_every_proposal_commits_wherever_it_is_made() {
+        for pair in [(0, 2), (0, 1), (1, 2)] {
+            apart(3, &[pair], 5);
+        }
+    }
+
+    #[test]
+    fn in_a_star_of_five_every_advance_commits_over_the_centre() {
+        for centre in [0, 2, 4] {
+            let pairs = (0..5).flat_map(|one| (one + 1..5).map(move |other| (one, other)));
+            let pairs: Vec<_> = pairs.filter(|(one, other)| *one != centre && *other != centre).collect();
+            assert_eq!(pairs.len(), 6);
+            apart(5, &pairs, 3);
         }
     }
 
