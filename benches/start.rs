@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use canary_mesh::core::Node;
 use canary_mesh::core::durable::Durable;
 use canary_mesh::core::ids::{Digest, DiskId, ModelId, RouteName, Time};
-use canary_mesh::core::io::{Input, Now, Output, Proposal, Timing};
+use canary_mesh::core::io::{AdvanceVotes, Input, Now, Output, Proposal, Settings};
 use canary_mesh::core::state::{CanaryChange, Change, Kind, Model, RouteChange, Weights};
 use canary_mesh::core::value::Vote;
 use canary_mesh::peers::PeersFile;
@@ -90,7 +90,7 @@ fn build(peers: &PeersFile, log: &Path, transactions: u64) -> (Duration, f64) {
     let id = peers.peers.first().unwrap().id.clone();
     let records = Durable::genesis(&peers.mesh, &id, DiskId([7; 8]), peers.genesis_state().unwrap());
     let mut wal = Wal::create(log, &records).unwrap();
-    let timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+    let timing = Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
     let mut node = Node::new(Durable::replay(records).unwrap(), timing);
     let file = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/digits-v2.onnx")).unwrap();
     let model = Model { id: ModelId::new("digits-v2").unwrap(), digest: Some(Digest(Sha256::digest(file).into())) };

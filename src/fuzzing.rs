@@ -113,7 +113,7 @@ mod tests {
     use crate::core::durable::Durable;
     use crate::core::gate::GateLimits;
     use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
-    use crate::core::io::{Input, Now, Output, Proposal, Timing};
+    use crate::core::io::{AdvanceVotes, Input, Now, Output, Proposal, Settings};
     use crate::core::message::Message;
     use crate::core::state::{CanaryChange, Change, Kind, Model, RouteChange, RoutingState, Weights};
     use crate::core::value::Vote;
@@ -153,11 +153,11 @@ mod tests {
         let (mesh, route) = (MeshId::new("demo").unwrap(), RouteName::new("default").unwrap());
         let routes = BTreeMap::from([(route.clone(), (ModelId::new("digits-v1").unwrap(), GateLimits::default()))]);
         let state = RoutingState::genesis(&mesh, ids.clone(), routes);
-        let timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+        let settings = Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());
         for (n, id) in ids.iter().enumerate() {
             let genesis = Durable::genesis(&mesh, id, DiskId([n as u8; 8]), state.clone());
-            nodes.push(Node::new(Durable::replay(genesis.clone()).unwrap(), timing));
+            nodes.push(Node::new(Durable::replay(genesis.clone()).unwrap(), settings));
             logs.push(vec![genesis]);
         }
         let mut random = fastrand::Rng::with_seed(seed);

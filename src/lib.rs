@@ -71,7 +71,7 @@
 //! use canary_mesh::core::durable::Durable;
 //! use canary_mesh::core::gate::GateLimits;
 //! use canary_mesh::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName};
-//! use canary_mesh::core::io::{Input, Now, Outcome, Output, Proposal, Timing};
+//! use canary_mesh::core::io::{AdvanceVotes, Input, Now, Outcome, Output, Proposal, Settings};
 //! use canary_mesh::core::record::Record;
 //! use canary_mesh::core::state::{CanaryChange, Change, Kind, Model, RouteChange, RoutingState, Weights};
 //! use canary_mesh::core::value::Vote;
@@ -83,7 +83,7 @@
 //!
 //! // The log of a first start. A node is what the fold over its records says.
 //! let mut log: Vec<Record> = Durable::genesis(&mesh, &id, DiskId([7; 8]), genesis);
-//! let mut node = Node::new(Durable::replay(log.clone())?, Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 });
+//! let mut node = Node::new(Durable::replay(log.clone())?, Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced });
 //!
 //! let canary = Model { id: ModelId::new("digits-v2")?, digest: Some(Digest([2; 32])) };
 //! let change = RouteChange { stable: None, canary: CanaryChange::Set(canary), weights: Some(Weights::with_canary(1_000)?) };

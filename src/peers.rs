@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::PercentBp;
 use crate::core::gate::GateLimits;
 use crate::core::ids::{MeshId, ModelId, NodeId, RouteName};
+pub use crate::core::io::AdvanceVotes;
 use crate::core::state::{MEMBERS_MAX, ROUTES_MAX, RoutingState};
 
 /// Largest peers.json, in bytes.
@@ -64,17 +65,6 @@ impl Default for Timing {
     fn default() -> Self {
         Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000 }
     }
-}
-
-/// Whose votes an `advance` needs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AdvanceVotes {
-    /// Every member's.
-    #[default]
-    All,
-    /// Every member's that is not fenced. Needs leases.
-    Unfenced,
 }
 
 /// A node, and where it is.
@@ -159,9 +149,6 @@ impl PeersFile {
         let written: Written = serde_json::from_str(text).map_err(PeersProblem::Malformed)?;
         check_timing(&written.timing)?;
         check_peers(&written.peers)?;
-        if written.advance_votes == AdvanceVotes::Unfenced {
-            return invalid("advance_votes \"unfenced\" needs leases, which this version does not have yet; use \"all\"");
-        }
         if written.genesis.len() > ROUTES_MAX {
             return invalid(format!("genesis has {} routes, and a mesh has at most {ROUTES_MAX}", written.genesis.len()));
         }
@@ -403,7 +390,7 @@ mod tests {
     #[test]
     fn the_shipped_file_is_three_nodes_that_all_hear_each_other() {
         let file = PeersFile::parse(SHIPPED).unwrap();
-        assert_eq!((file.mesh.as_str(), file.timing, file.advance_votes), ("demo", Timing::default(), AdvanceVotes::All));
+        assert_eq!((file.mesh.as_str(), file.timing, file.advance_votes), ("demo", Timing::default(), AdvanceVotes::Unfenced));
         assert_eq!(file.peers.iter().map(|p| p.id.as_str()).collect::<Vec<_>>(), ["node-a", "node-b", "node-c"]);
         assert_eq!(file.peer(&id("node-c")).unwrap().data, "127.0.0.1:50053");
         assert!(file.linked(&id("node-a"), &id("node-b")));
@@ -414,7 +401,7 @@ mod tests {
     #[test]
     fn what_is_left_out_has_its_default() {
         let file = PeersFile::parse(r#"{"mesh": "m", "peers": [{"id": "a", "control": "[::1]:1", "data": "host.example:2"}]}"#).unwrap();
-        assert_eq!((file.timing, file.advance_votes, file.partitions.len()), (Timing::default(), AdvanceVotes::All, 0));
+        assert_eq!((file.timing, file.advance_votes, file.partitions.len()), (Timing::default(), AdvanceVotes::Unfenced, 0));
         let missing = file.genesis_state().unwrap_err().to_string();
         assert!(missing.starts_with("peers.json: genesis is missing"), "{missing}");
     }
@@ -452,7 +439,7 @@ mod tests {
             (with("\"demo\"", "\"two words\""), "the mesh \"two words\" is not a name"),
             (with("\"node-a\"", "\"\""), "the node id \"\" is not a name"),
             (with("2000", "-1"), "invalid value: integer `-1`"),
-            (with("\"all\"", "\"some\""), "unknown variant `some`, expected `all` or `unfenced`"),
+            (with("\"unfenced\"", "\"some\""), "unknown variant `some`, expected `unfenced` or `all`"),
             (with("\"id\": \"node-a\", ", ""), "missing field `id` at line 7"),
         ] {
             let refused = refusal(&text);
@@ -468,7 +455,6 @@ mod tests {
             (with("60002", "60001"), "control of node-a and control of node-b are both 127.0.0.1:60001"),
             (with("50053", "50051"), "data of node-a and data of node-c are both 127.0.0.1:50051"),
             (with("50051", "60001"), "control of node-a and data of node-a are both 127.0.0.1:60001"),
-            (with("\"all\"", "\"unfenced\""), "advance_votes \"unfenced\" needs leases, which this version does not have yet; use \"all\""),
             (with("\"heartbeat_ms\": 2000", "\"heartbeat_ms\": 0"), "timing.heartbeat_ms is 0; it must be 50 to 60000"),
             (with("\"heartbeat_ms\": 2000", "\"heartbeat_ms\": 60001"), "timing.heartbeat_ms is 60001"),
             (with("\"prepare_timeout_ms\": 2000", "\"prepare_timeout_ms\": 99"), "timing.prepare_timeout_ms is 99; it must be 100"),

@@ -222,7 +222,7 @@ impl Node {
         }
         let patience = match proposal.kind {
             // A rollback is worth waiting for: one slot to resolve, and its own.
-            Kind::Reduce => self.timing.prepare_timeout_ms.saturating_mul(2),
+            Kind::Reduce => self.settings.prepare_timeout_ms.saturating_mul(2),
             Kind::Advance | Kind::Config => PROPOSAL_WAIT_MS,
         };
         let until = started.plus_ms(patience);
@@ -333,7 +333,7 @@ impl Node {
             Err(error) => return self.refuse(caller, txid, AbortCause::from(error), started),
         }
         let (slot, ballot, base_hash) = (self.open_slot(), self.fresh_ballot(), self.durable.head().state_hash);
-        let deadline = self.now.time.plus_ms(self.timing.prepare_timeout_ms);
+        let deadline = self.now.time.plus_ms(self.settings.prepare_timeout_ms);
         self.event(Event::Proposed { slot, ballot: ballot.to_string(), txid: txid.clone(), kind });
         let (fate, votes) = (Fate::Voting, Vec::new());
         self.in_flight = Some(InFlight { txid, slot, request, answered: false, votes, fate, answer_by: deadline });
@@ -405,7 +405,7 @@ impl Node {
         if let Some(flight) = &mut self.in_flight {
             flight.votes = voting.votes();
             flight.fate = fate;
-            flight.answer_by = self.now.time.plus_ms(self.timing.prepare_timeout_ms);
+            flight.answer_by = self.now.time.plus_ms(self.settings.prepare_timeout_ms);
         }
         self.ask_for_accepts(voting.slot, voting.ballot, value);
     }

@@ -18,7 +18,7 @@
 
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::core::ballot::Ballot;
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, StateHash, Time, TxId, UnixMs};
@@ -92,17 +92,32 @@ pub enum Input {
     },
     /// This node's own health, for its heartbeats.
     Health(HealthSnapshot),
-    /// New timing from peers.json.
-    Timing(Timing),
+    /// New settings from peers.json.
+    Settings(Settings),
 }
 
-/// The spans that the core keeps to.
+/// What a node's own peers.json settles for its core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct Settings {
     /// From one heartbeat to the next, in milliseconds.
     pub heartbeat_ms: u64,
     /// For votes, and again for accepts, in milliseconds.
     pub prepare_timeout_ms: u64,
+    /// How long this node's grants last, and at most how long it serves a canary on those of others, in milliseconds.
+    pub lease_ms: u64,
+    /// Whose votes an `advance` needs that is coordinated here.
+    pub advance_votes: AdvanceVotes,
+}
+
+/// Whose votes an `advance` needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdvanceVotes {
+    /// Every member's that is not fenced.
+    #[default]
+    Unfenced,
+    /// Every member's.
+    All,
 }
 
 /// What a caller wants.
@@ -155,6 +170,11 @@ pub enum Output {
     },
     /// Route by this from now on.
     Apply(Applied),
+    /// A canary may be served until this moment of [`Now::time`], which may have passed, and no longer. In force at once.
+    Lease {
+        /// The first moment at which it may not.
+        until: Time,
+    },
     /// The caller's receipt.
     Reply {
         /// The caller.
@@ -184,8 +204,6 @@ pub struct Applied {
     pub slot: Slot,
     /// The hash of the log with that slot.
     pub state_hash: StateHash,
-    /// Whether a canary may be served. Where it may not, everything goes to stable.
-    pub canary_allowed: bool,
 }
 
 /// How a transaction ended, as far as this node knows.
@@ -220,6 +238,9 @@ pub struct Receipt {
     pub applied: Vec<NodeId>,
     /// Members not known to have applied it.
     pub waiting: Vec<NodeId>,
+    /// Of a committed `reduce`: within so many milliseconds from now the leases of those that wait have ended, and no request
+    /// anywhere meets what it took away. 0 when that is so already.
+    pub leases_end_ms: Option<u64>,
     /// From proposal to outcome, in microseconds; `None` when asked for later.
     pub elapsed_us: Option<u64>,
 }

@@ -59,9 +59,8 @@ impl Node {
     /// Tells the gateway what to route by.
     pub(super) fn apply(&mut self) {
         let head = self.durable.head();
-        let canary_allowed = self.may_serve_canary();
         let state = Arc::new(self.durable.state().clone());
-        self.out.push(Output::Apply(Applied { state, slot: head.slot, state_hash: head.state_hash, canary_allowed }));
+        self.out.push(Output::Apply(Applied { state, slot: head.slot, state_hash: head.state_hash }));
     }
 
     /// The first slot that some member is not known to have for good. What is not known counts as missing.
@@ -214,7 +213,7 @@ impl Node {
     pub(super) fn beat(&mut self) {
         (self.to_tell, self.tell_at) = (BTreeSet::new(), None);
         self.beats += 1;
-        self.next_beat = self.now.time.plus_ms(self.timing.heartbeat_ms);
+        self.next_beat = self.now.time.plus_ms(self.settings.heartbeat_ms);
         let digest = self.liveness.digest();
         let heartbeat = self.heartbeat(digest);
         for peer in self.liveness.linked().cloned().collect::<Vec<_>>() {
@@ -292,6 +291,7 @@ impl Node {
             excused,
             applied: cloned(applied),
             waiting: cloned(waiting),
+            leases_end_ms: None,
             elapsed_us: None,
         }
     }
@@ -309,6 +309,7 @@ impl Node {
             excused: Vec::new(),
             applied: Vec::new(),
             waiting: Vec::new(),
+            leases_end_ms: None,
             elapsed_us: None,
         }
     }

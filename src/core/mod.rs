@@ -21,6 +21,7 @@ pub(crate) mod hash;
 pub mod ids;
 pub mod io;
 mod learner;
+pub mod lease;
 pub mod liveness;
 pub mod message;
 pub mod mutant;
@@ -38,7 +39,7 @@ use crate::core::ballot::Ballot;
 use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
 use crate::core::durable::{Durable, Keep};
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time, TxId};
-use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Timing};
+use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Settings};
 use crate::core::liveness::Liveness;
 use crate::core::message::{HealthSnapshot, Message};
 use crate::core::mutant::mutated;
@@ -53,7 +54,7 @@ pub const OWN_SYNC_MS: u64 = 5;
 /// A member of the mesh.
 #[derive(Clone, Debug)]
 pub struct Node {
-    timing: Timing,
+    settings: Settings,
     keep: Keep,
     durable: Durable,
     liveness: Liveness,
@@ -67,6 +68,8 @@ pub struct Node {
     kept: Slot,
     unkept: VecDeque<(LogIndex, Slot)>,
     out: Vec<Output>,
+    /// What the shell was last told of the lease.
+    lease_told: Time,
     health: HealthSnapshot,
     /// What this node drives in the open slot.
     driver: Option<Driver>,
@@ -110,9 +113,9 @@ struct Vetting {
 
 impl Node {
     /// A node as its log left it. The log's last record is this start's `Boot`, and it is synced.
-    pub fn new(durable: Durable, timing: Timing) -> Node {
+    pub fn new(durable: Durable, settings: Settings) -> Node {
         Node {
-            timing,
+            settings,
             keep: Keep::default(),
             kept: durable.head().slot,
             unkept: VecDeque::new(),
@@ -123,6 +126,7 @@ impl Node {
             synced: 0,
             pledge: (0, Time::default()),
             out: Vec::new(),
+            lease_told: Time::default(),
             health: HealthSnapshot::default(),
             driver: None,
             in_flight: None,
@@ -169,8 +173,9 @@ impl Node {
             Input::Propose { caller, proposal } => self.on_propose(caller, proposal),
             Input::Vetted { slot, ballot, vote } => self.on_vetted(slot, ballot, vote),
             Input::Health(health) => self.health = health,
-            Input::Timing(timing) => self.timing = timing,
+            Input::Settings(settings) => self.settings = settings,
         }
+        self.tell_lease();
         std::mem::take(&mut self.out)
     }
 
@@ -416,12 +421,12 @@ impl Node {
 
     /// Whether a peer counts as alive now.
     pub fn is_alive(&self, peer: &NodeId) -> bool {
-        self.liveness.is_alive(self.now.time, peer, self.timing.heartbeat_ms)
+        self.liveness.is_alive(self.now.time, peer, self.settings.heartbeat_ms)
     }
 
-    /// Whether this node may serve a canary: it has caught up with a majority since its start, and its history is whole.
+    /// Whether this node may serve a canary now.
     pub fn may_serve_canary(&self) -> bool {
-        self.caught_up && self.diverged.is_none()
+        self.now.time < self.lease_until()
     }
 
     /// Why this node should not be sent traffic or trusted with a vote; empty when all is well.

@@ -73,7 +73,7 @@ impl Node {
     /// at work on the slot starts it anew.
     pub(super) fn arm_resolver(&mut self) {
         if self.is_unsettled() {
-            self.arm(self.timing.prepare_timeout_ms, RESOLVE_RANK_MS, AbortCause::CoordinatorLost);
+            self.arm(self.settings.prepare_timeout_ms, RESOLVE_RANK_MS, AbortCause::CoordinatorLost);
         }
     }
 
@@ -120,7 +120,7 @@ impl Node {
     /// Takes a higher ballot and asks all members for a promise.
     pub(super) fn start_resolving(&mut self, cause: AbortCause) {
         let (slot, ballot) = (self.open_slot(), self.fresh_ballot());
-        let deadline = self.now.time.plus_ms(self.timing.prepare_timeout_ms);
+        let deadline = self.now.time.plus_ms(self.settings.prepare_timeout_ms);
         self.event(Event::Resolving { slot, ballot: ballot.to_string(), reason: cause.to_string() });
         let resolving = Resolving { slot, ballot, cause, heard: BTreeMap::new(), deadline };
         let request = resolving.request();

@@ -10,14 +10,15 @@ use std::fmt::Write as _;
 use crate::core::durable::Durable;
 use crate::core::gate::GateLimits;
 use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
-use crate::core::io::{After, Event, Input, Now, Outcome, Output, Proposal, Receipt, Timing};
+use crate::core::io::{AdvanceVotes, After, Event, Input, Now, Outcome, Output, Proposal, Receipt, Settings};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, RoutingState, Weights};
 use crate::core::value::{Value, Vote};
 use crate::core::{LogIndex, Node};
 
-const TIMING: Timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+const TIMING: Settings =
+    Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
 
 #[derive(Default)]
 struct Cluster {
@@ -338,7 +339,7 @@ impl Cluster {
                     self.linked.remove(&(peer.clone(), name.clone()));
                     self.say(format!("{name} refuses {peer}: {reason}"));
                 }
-                Output::Apply(_) | Output::CompactDue => {}
+                Output::Apply(_) | Output::Lease { .. } | Output::CompactDue => {}
             }
         }
         if !self.members[name].sync_held {

@@ -36,7 +36,7 @@ pub use crate::node::fault::Fault;
 use crate::core::Node;
 use crate::core::durable::{Durable, ReplayError};
 use crate::core::ids::{DiskId, NodeId, RouteName};
-use crate::core::io::{Input, Timing};
+use crate::core::io::{Input, Settings};
 use crate::core::record::Record;
 use crate::gateway::Gateway;
 use crate::http::{self, Front, Limits};
@@ -174,7 +174,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         }),
     );
     let core_loop = Loop {
-        node: Node::new(durable, core_timing(&file)),
+        node: Node::new(durable, core_settings(&file)),
         wal,
         mesh: mesh.clone(),
         gateway: gateway.clone(),
@@ -277,8 +277,9 @@ fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> Result
     Ok((wal, durable))
 }
 
-fn core_timing(file: &PeersFile) -> Timing {
-    Timing { heartbeat_ms: file.timing.heartbeat_ms, prepare_timeout_ms: file.timing.prepare_timeout_ms }
+fn core_settings(file: &PeersFile) -> Settings {
+    let crate::peers::Timing { heartbeat_ms, prepare_timeout_ms, lease_ms } = file.timing;
+    Settings { heartbeat_ms, prepare_timeout_ms, lease_ms, advance_votes: file.advance_votes }
 }
 
 fn mesh_config(id: &NodeId, file: &PeersFile) -> MeshConfig {

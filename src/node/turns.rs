@@ -43,7 +43,7 @@ pub enum Turn {
     Mesh(MeshEvent),
     /// A caller wants a change.
     Propose(Proposal, oneshot::Sender<Receipt>),
-    /// For the core as it is: votes, health, timing.
+    /// For the core as it is: votes, health, settings.
     Input(Input),
     /// Reads the core.
     Query(Box<dyn FnOnce(&Node) + Send>),
@@ -109,6 +109,7 @@ struct Running {
     next_caller: CallerId,
     open_since: Option<(Slot, Time)>,
     state: Arc<RoutingState>,
+    lease_until: Time,
     /// Why the log takes no more; then nothing is stepped any more.
     broken: Option<String>,
 }
@@ -127,6 +128,7 @@ impl Loop {
             next_caller: 0,
             open_since: None,
             state,
+            lease_until: Time::default(),
             broken: None,
         };
         running.turn(vec![Turn::Input(Input::Tick)]);
@@ -280,6 +282,10 @@ impl Running {
                 self.vet(slot, ballot, tx);
             }
             Output::Apply(applied) => self.apply(&applied),
+            Output::Lease { until } => {
+                self.lease_until = until;
+                self.parts.gateway.route(&self.state, until > clock::time());
+            }
             Output::Reply { caller, receipt } => self.reply(caller, receipt),
             Output::Refuse { peer, reason } => {
                 self.parts.events.say(log::Level::Error, "refused", serde_json::json!({"peer": peer, "reason": reason}));
@@ -343,7 +349,7 @@ impl Running {
 
     fn apply(&mut self, applied: &Applied) {
         self.state = applied.state.clone();
-        self.parts.gateway.route(&applied.state, applied.canary_allowed);
+        self.parts.gateway.route(&applied.state, self.lease_until > clock::time());
     }
 
     /// Appends what has gathered, with one sync. After an error nothing is ever written again: the node stops taking part,

@@ -15,7 +15,7 @@ use crate::core::io::Input;
 use crate::mesh::Mesh;
 use crate::node::events::Events;
 use crate::node::turns::Turn;
-use crate::node::{ServeOptions, core_timing, mesh_config};
+use crate::node::{ServeOptions, core_settings, mesh_config};
 use crate::peers::{PeersError, PeersFile};
 
 /// From one look at the file to the next. A look is one `stat`.
@@ -56,9 +56,9 @@ pub async fn watch(
                 let cut: Vec<_> = mesh_config(&options.id, &file).cut.into_iter().collect();
                 events.say(Level::Info, "peers_read", json!({"cut": cut}));
                 mesh.configure(mesh_config(&options.id, &file));
-                let timing = core_timing(&file);
+                let settings = core_settings(&file);
                 peers.store(Arc::new(file));
-                if turns.send(Turn::Input(Input::Timing(timing))).await.is_err() {
+                if turns.send(Turn::Input(Input::Settings(settings))).await.is_err() {
                     return;
                 }
             }

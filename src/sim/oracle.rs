@@ -519,11 +519,8 @@ impl Oracle {
     }
 
     /// What a node serves by.
-    pub fn applied(&self, number: usize, node: &Node, applied: &Applied) -> Verdict {
+    pub fn applied(&self, number: usize, applied: &Applied) -> Verdict {
         let name = crate::sim::node_name(number);
-        if applied.canary_allowed && !node.may_serve_canary() {
-            return broken("a canary is served by leave", format!("{name} serves a canary without"));
-        }
         let hash = self.decision(applied.slot).map(|decision| decision.state_hash);
         if applied.slot > 0 && hash != Some(applied.state_hash) {
             let text = format!("{name} serves slot {} with hash {}, which was never decided", applied.slot, applied.state_hash.short());

@@ -13,7 +13,7 @@ use crate::core::ballot::Ballot;
 use crate::core::durable::Durable;
 use crate::core::gate::GateLimits;
 use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, Time};
-use crate::core::io::{After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Timing};
+use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
@@ -50,7 +50,8 @@ const EVENTS_MAX: u64 = 20_000_000;
 /// Lines of a transcript that are kept.
 const LINES_MAX: usize = 400;
 
-const TIMING: Timing = Timing { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000 };
+const TIMING: Settings =
+    Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
 
 #[derive(Debug)]
 enum Event {
@@ -1126,10 +1127,8 @@ impl<'a> World<'a> {
                 self.vet(node, slot, ballot);
                 Ok(())
             }
-            Output::Apply(applied) => match self.processes[node].node() {
-                Some(core) => self.oracle.applied(node, core, &applied),
-                None => Ok(()),
-            },
+            Output::Apply(applied) => self.oracle.applied(node, &applied),
+            Output::Lease { .. } => Ok(()),
             Output::Reply { caller, receipt } => self.reply(node, caller, &receipt),
             Output::Refuse { peer, reason } => {
                 let peer = node_number(&peer);

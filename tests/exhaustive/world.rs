@@ -10,7 +10,7 @@ use canary_mesh::core::Node;
 use canary_mesh::core::durable::Durable;
 use canary_mesh::core::gate::GateLimits;
 use canary_mesh::core::ids::{DiskId, MeshId, ModelId, NodeId, RouteName, Slot, StateHash, Time, TxId};
-use canary_mesh::core::io::{After, Event, Input, LogIndex, Now, Outcome, Output, Timing};
+use canary_mesh::core::io::{AdvanceVotes, After, Event, Input, LogIndex, Now, Outcome, Output, Settings as CoreSettings};
 use canary_mesh::core::message::{Message, PrepareAnswer};
 use canary_mesh::core::record::Record;
 use canary_mesh::core::state::{Kind, RoutingState};
@@ -22,7 +22,8 @@ pub const NODES: usize = 3;
 pub const NAMES: [&str; NODES] = ["a", "b", "c"];
 
 /// No heartbeat is due while anything is explored.
-const TIMING: Timing = Timing { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000 };
+const SETTINGS: Settings =
+    Settings { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000, lease_ms: 3_000_000_000, advance_votes: AdvanceVotes::All };
 
 /// What must never be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -184,7 +185,7 @@ impl World {
         let host = |x: usize| {
             let records = Durable::genesis(&mesh, &id(x), DiskId([x as u8 + 1; 8]), genesis.clone());
             let (clock, after_sync) = (Time::default(), Vec::new());
-            let disk = Some(Arc::new(Node::new(Durable::replay(records).unwrap(), TIMING)));
+            let disk = Some(Arc::new(Node::new(Durable::replay(records).unwrap(), SETTINGS)));
             Host { node: None, disk, clock, index: 0, synced: 0, after_sync, restarted: false, digest: 0 }
         };
         let mut world = World {
@@ -244,7 +245,7 @@ impl World {
             let (mesh, node, disk_id) = (durable.mesh().clone(), durable.node().clone(), durable.disk_id());
             durable.apply(0, Record::Boot { mesh, node, incarnation: durable.incarnation() + 1, disk_id }).unwrap();
         }
-        host.node = Some(Arc::new(Node::new(durable, TIMING)));
+        host.node = Some(Arc::new(Node::new(durable, SETTINGS)));
         (host.index, host.synced, host.restarted) = (0, 0, true);
         host.refresh();
         self.turn(settings, x, Input::Tick);

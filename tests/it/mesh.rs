@@ -105,7 +105,7 @@ impl Mesh {
         let peers = json!({
             "mesh": "test",
             "timing": timing,
-            "advance_votes": "all",
+            "advance_votes": "unfenced",
             "genesis": {"default": {"stable_model_id": "digits-v1", "gate": gate}},
             "peers": nodes.iter().map(peer).collect::<Vec<_>>(),
         });
