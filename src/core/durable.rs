@@ -70,6 +70,21 @@ struct Base {
     state: RoutingState,
 }
 
+/// What a node that joins begins from: the state as of a decided slot, and what a member knows besides it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Snapshot {
+    /// The hash of slot 0.
+    pub genesis_hash: StateHash,
+    /// The slot.
+    pub slot: Slot,
+    /// The hash of the log with it.
+    pub state_hash: StateHash,
+    /// The state.
+    pub state: RoutingState,
+    /// The disk of every member that is known by one. Whoever joins must not take another disk for a member's.
+    pub disks: BTreeMap<NodeId, DiskId>,
+}
+
 /// What this node has promised, prepared and accepted in the one open slot, head + 1.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct OpenSlot {
@@ -178,6 +193,27 @@ impl Durable {
             Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation: 1, disk_id },
             Record::Snapshot { genesis_hash, slot: 0, state_hash: genesis_hash, state },
         ]
+    }
+
+    /// What a node that joins begins from: the state at the head, and by which disks the members are known here.
+    pub fn snapshot(&self) -> Snapshot {
+        let Head { slot, state_hash, .. } = self.head;
+        let known = |node: &NodeId| if *node == self.node { Some(self.disk_id) } else { self.pinned_disk(node) };
+        let disks = self.state.members.keys().filter_map(|node| Some((node.clone(), known(node)?))).collect();
+        Snapshot { genesis_hash: self.genesis_hash, slot, state_hash, state: self.state.clone(), disks }
+    }
+
+    /// The first records of the log of a node that joins a running mesh. Whoever had its name before may have used low
+    /// incarnations: this one must be above all of them, or ballots and transaction ids would be used twice.
+    pub fn joining(mesh: &MeshId, node: &NodeId, incarnation: Incarnation, disk_id: DiskId, snapshot: Snapshot) -> Vec<Record> {
+        let Snapshot { genesis_hash, slot, state_hash, state, disks } = snapshot;
+        let mut records = vec![
+            Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation, disk_id },
+            Record::Snapshot { genesis_hash, slot, state_hash, state },
+        ];
+        let disks = disks.into_iter().filter(|(other, _)| other != node);
+        records.extend(disks.map(|(node, disk_id)| Record::Peer { node, disk_id }));
+        records
     }
 
     /// The status that these records leave.
@@ -559,6 +595,28 @@ mod tests {
             durable.apply(0, record).unwrap();
         }
         durable
+    }
+
+    #[test]
+    fn a_node_joins_at_the_head_of_another_and_knows_the_members_by_the_same_disks() {
+        let mut giver = with_history(5);
+        let [b, d] = ["b", "d"].map(|id| NodeId::new(id).unwrap());
+        giver.apply(0, Record::Peer { node: b.clone(), disk_id: DiskId([2; 8]) }).unwrap();
+        giver.apply(0, Record::Promise { slot: 6, ballot: ballot(9) }).unwrap();
+        let mesh = MeshId::new("m").unwrap();
+        let records = Durable::joining(&mesh, &d, 1_700_000_000, DiskId([4; 8]), giver.snapshot());
+        let mut joined = Durable::replay(records).unwrap();
+        assert_eq!((joined.head(), joined.state(), joined.genesis_hash()), (giver.head(), giver.state(), giver.genesis_hash()));
+        assert_eq!(joined.pinned_disk(giver.node()), Some(DiskId([1; 8])));
+        assert_eq!(joined.pinned_disk(&b), Some(DiskId([2; 8])));
+        assert_eq!((joined.node(), joined.disk_id(), joined.is_admitted()), (&d, DiskId([4; 8]), false));
+        assert!(!joined.open().is_in_doubt() && joined.open().promised.is_none(), "another node's promises are not its own");
+        let next = commit(&giver, tx(9, 900));
+        joined.apply(0, next.clone()).unwrap();
+        giver.apply(0, next).unwrap();
+        assert_eq!(joined.head(), giver.head());
+        let boot = Record::Boot { mesh, node: d, incarnation: 1_700_000_001, disk_id: DiskId([4; 8]) };
+        joined.apply(0, boot).unwrap();
     }
 
     #[test]

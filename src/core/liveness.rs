@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{Incarnation, NodeId, Slot, Time};
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time};
 use crate::core::message::{DIGEST_WHOLE_MEMBERS_MAX, DigestEntry, Head, HealthSnapshot, Heartbeat};
 
 /// Beats that may be missed before a member counts as down.
@@ -17,6 +17,8 @@ const DIGEST_ROTATION: usize = 8;
 pub struct Peer {
     /// The incarnation at the other end of the link, while there is one.
     pub link: Option<Incarnation>,
+    /// The disk that it came with when the link was last made.
+    pub disk_id: Option<DiskId>,
     /// The newest incarnation, beat and head that were heard of, by whichever way.
     pub newest: Option<DigestEntry>,
     /// When `newest` last moved on.
@@ -52,8 +54,13 @@ impl Liveness {
         self.peers.iter()
     }
 
-    pub(crate) fn link_up(&mut self, id: &NodeId, incarnation: Incarnation) {
-        self.peers.entry(id.clone()).or_default().link = Some(incarnation);
+    /// What was heard from another disk under this name was heard from another node.
+    pub(crate) fn link_up(&mut self, id: &NodeId, incarnation: Incarnation, disk_id: DiskId) {
+        let peer = self.peers.entry(id.clone()).or_default();
+        if peer.disk_id.is_some_and(|before| before != disk_id) {
+            *peer = Peer::default();
+        }
+        (peer.link, peer.disk_id) = (Some(incarnation), Some(disk_id));
     }
 
     /// True if it was this incarnation's link that went.

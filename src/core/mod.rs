@@ -295,7 +295,9 @@ impl Node {
         match self.durable.pinned_disk(&peer) {
             Some(pinned) if pinned != disk_id && !mutated!(self, WipedNodeRejoins) => {
                 let reason = format!(
-                    "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
+                    "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes. \
+                     Remove it (`canary-mesh members remove {peer}`), start it with `serve --join` and no log, and add it \
+                     (`canary-mesh members add {peer}`)",
                     self.id()
                 );
                 return self.out.push(Output::Refuse { peer, reason });
@@ -306,7 +308,7 @@ impl Node {
             }
             None => {}
         }
-        self.liveness.link_up(&peer, incarnation);
+        self.liveness.link_up(&peer, incarnation, disk_id);
         self.event(Event::LinkUp { peer: peer.clone(), incarnation });
         self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
         self.send_heartbeat(&peer);

@@ -130,7 +130,9 @@ impl Node {
             return Some(format!("{id} holds another history ({reason}) and votes no more"));
         }
         if !self.durable.state().members.contains_key(id) {
-            return Some(format!("{id} is not a member"));
+            return Some(format!(
+                "{id} is not a member: it learns what is decided, serves stable only and has no vote; `canary-mesh members add {id}` makes it one"
+            ));
         }
         if !self.durable.is_admitted() {
             let missing: Vec<_> = self.others().filter(|other| !self.pinned_by.contains(other)).map(|other| other.to_string()).collect();
