@@ -35,7 +35,7 @@ mod serve;
 mod sim;
 mod status;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tx;
 
 /// How a command ended.

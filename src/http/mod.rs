@@ -14,6 +14,7 @@
 mod app;
 mod body;
 mod bridge;
+pub mod client;
 mod connection;
 mod counters;
 #[cfg(test)]
