@@ -22,8 +22,8 @@ pub const NODES: usize = 3;
 pub const NAMES: [&str; NODES] = ["a", "b", "c"];
 
 /// No heartbeat is due while anything is explored.
-const SETTINGS: Settings =
-    Settings { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000, lease_ms: 3_000_000_000, advance_votes: AdvanceVotes::All };
+const SETTINGS: CoreSettings =
+    CoreSettings { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000, lease_ms: 3_000_000_000, advance_votes: AdvanceVotes::All };
 
 /// What must never be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
