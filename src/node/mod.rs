@@ -7,6 +7,8 @@ mod clock;
 mod control;
 mod events;
 mod fault;
+mod join;
+mod members;
 mod metrics;
 mod turns;
 mod view;
@@ -64,6 +66,8 @@ pub struct ServeOptions {
     pub logs: PathBuf,
     /// The armed fault.
     pub fault: Option<Fault>,
+    /// Without a log: begin with the state of a mesh that runs, and not with the genesis.
+    pub join: bool,
     /// What is told of.
     pub level: log::LevelFilter,
 }
@@ -119,6 +123,14 @@ pub enum ServeError {
         /// Who this is.
         here: String,
     },
+    /// There is no mesh to join.
+    #[error("{id} cannot join: {why}")]
+    Join {
+        /// The node.
+        id: NodeId,
+        /// What is in the way.
+        why: String,
+    },
     /// No randomness for a disk id.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -139,7 +151,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         move |error| ServeError::File { what, path, error }
     };
     let events = Events::open(&events_path, &options.id, options.level).map_err(in_file("the events file", &events_path))?;
-    let (wal, durable) = open_log(&options, &file, &events)?;
+    let (wal, durable) = open_log(&options, &file, &events).await?;
 
     let gateway = Gateway::new(options.id.clone(), options.models.clone());
     for model in durable.state().routes.values().flat_map(|route| route.models()) {
@@ -248,19 +260,31 @@ fn make_dir(what: &'static str, path: &Path) -> Result<(), ServeError> {
     fs::create_dir_all(path).map_err(|error| ServeError::File { what, path: path.display().to_string(), error })
 }
 
+/// A name for a new log that no other log has.
+fn new_disk() -> Result<DiskId, ServeError> {
+    let mut disk = [0; 8];
+    getrandom::fill(&mut disk).map_err(ServeError::Random)?;
+    Ok(DiskId(disk))
+}
+
 /// Replays the log, or begins one; either way this start's boot record is synced before anything is sent.
-fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> Result<(Wal, Durable), ServeError> {
+async fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> Result<(Wal, Durable), ServeError> {
     let path = options.logs.join(format!("{}.log", options.id));
     let shown = path.display().to_string();
     let in_replay = |error| ServeError::Replay { path: shown.clone(), error };
     let Some(opened) = Wal::open(&path)? else {
-        let mut disk = [0; 8];
-        getrandom::fill(&mut disk).map_err(ServeError::Random)?;
-        let records = Durable::genesis(&file.mesh, &options.id, DiskId(disk), file.genesis_state()?);
+        let records = match options.join {
+            true => join::first_records(&options.id, file, events).await?,
+            false => Durable::genesis(&file.mesh, &options.id, new_disk()?, file.genesis_state()?),
+        };
         let durable = Durable::replay(records.iter().cloned()).map_err(in_replay)?;
         return Ok((Wal::create(&path, &records)?, durable));
     };
     let mut wal = opened.wal;
+    if options.join {
+        let why = "there is a log already, and it is kept; a node joins only without one";
+        events.say(Level::Info, "join_ignored", json!({"file": shown, "reason": why}));
+    }
     if let Some(cut) = &opened.cut {
         events.say(Level::Warn, "torn_tail_cut", json!({"file": shown, "offset": cut.offset, "bytes": cut.bytes}));
     }
