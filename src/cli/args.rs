@@ -96,7 +96,7 @@ pub enum Command {
     /// Asks about one transaction
     Tx(TxCommand),
     /// Shows who decides, and changes it
-    Members(MembersCommand),
+    Members(MembersArgs),
     /// Reads a node's decision log
     Log(LogCommand),
     /// Reads peers.json
@@ -215,8 +215,16 @@ pub enum TxCommand {
 
 /// `members`.
 #[derive(Debug, StructOpt)]
+pub struct MembersArgs {
+    /// What to do; without a word, `list`.
+    #[structopt(subcommand)]
+    pub command: Option<MembersCommand>,
+}
+
+/// What to do with the members.
+#[derive(Debug, StructOpt)]
 pub enum MembersCommand {
-    /// Lists the members, and the learners: nodes that are linked and have no vote
+    /// Lists the members, and the learners: nodes that are linked and have no vote; this is what `members` alone does
     List,
     /// Makes a learner a member, as soon as it has caught up and loaded the models; waits for that up to --timeout
     Add(MemberArgs),

@@ -39,7 +39,8 @@ pub async fn add(args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>) ->
             Ok(receipt) => return Ok(tell(client, receipt, &key, console).await),
             Err(CallError::Refused { body, .. }) if NOT_YET.contains(&body.error_code.as_str()) => {
                 if Instant::now() >= until {
-                    let message = format!("{}.\nIt was waited for {timeout:?}; --timeout 60s waits longer", body.message);
+                    let message =
+                        format!("{}\nIt has been waited for {timeout:?}; with --timeout 60s it would be for longer.", body.message);
                     return Err(Failure { exit: Exit::Refused, message, body: Some(body) });
                 }
                 if said != body.message {
@@ -152,6 +153,7 @@ mod tests {
                         node-d  learner  alive     4  0707070707070707  127.0.0.1:60001  -     loaded\n\
                         3 members as of slot 4, as node-a sees it\n";
         assert_eq!((listed.exit, listed.out.as_str()), (Exit::Ok, expected));
+        assert_eq!(ran(&format!("canary-mesh members --endpoint {}", node.address)).out, expected, "the list is what is meant by no word");
         let json = ran(&format!("canary-mesh members list --output json --endpoint {}", node.address)).json();
         assert_eq!(json["members"][3]["role"], "learner");
         assert_eq!(ran(&format!("canary-mesh members list --endpoint {}", nobody())).exit, Exit::NoConnection);
@@ -194,9 +196,9 @@ mod tests {
         let never = node("node-a", &THREE, || refusal(412, "behind", "node-d is at slot 1 and node-a at 40"));
         let refused = ran(&format!("canary-mesh members add node-d --timeout 300ms --endpoint {}", never.address));
         assert_eq!(refused.exit, Exit::Refused);
-        assert!(
-            refused.err.ends_with("error: node-d is at slot 1 and node-a at 40.\nIt was waited for 300ms; --timeout 60s waits longer\n")
-        );
+        assert!(refused.err.ends_with(
+            "error: node-d is at slot 1 and node-a at 40\nIt has been waited for 300ms; with --timeout 60s it would be for longer.\n"
+        ));
         for (status, code) in [(409, "already_member"), (412, "not_in_peers")] {
             let refusing = node("node-a", &THREE, move || refusal(status, code, "no"));
             let refused = ran(&format!("canary-mesh members add node-d --endpoint {}", refusing.address));

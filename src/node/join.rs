@@ -1,10 +1,11 @@
 //! `serve --join`: the first records of the log of a node that joins a mesh which runs.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_std::task;
 use log::Level;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::api;
 use crate::core::durable::{Durable, Snapshot};
@@ -31,7 +32,7 @@ pub async fn first_records(id: &NodeId, file: &PeersFile, events: &Events) -> Re
     let disk_id = new_disk()?;
     let mut wait_ms = AGAIN_MS_BASE;
     loop {
-        let mut failed = Vec::new();
+        let mut failed: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for peer in &others {
             match ask(id, peer, file).await? {
                 Ok(snapshot) => {
@@ -41,10 +42,11 @@ pub async fn first_records(id: &NodeId, file: &PeersFile, events: &Events) -> Re
                     events.say(Level::Info, "joined", fields);
                     return Ok(records(id, incarnation, disk_id, snapshot));
                 }
-                Err(why) => failed.push(json!({"node": peer.id, "why": why})),
+                Err(why) => failed.entry(why).or_default().push(peer.id.as_str()),
             }
         }
-        events.say(Level::Warn, "joining", json!({"asked": Value::Array(failed), "again_in_ms": wait_ms}));
+        let asked: Vec<_> = failed.into_iter().map(|(why, nodes)| format!("{}: {why}", nodes.join(", "))).collect();
+        events.say(Level::Warn, "joining", json!({"asked": asked.join("; "), "again_in_ms": wait_ms}));
         task::sleep(Duration::from_millis(wait_ms)).await;
         wait_ms = wait_ms.saturating_mul(2).min(AGAIN_MS_MAX);
     }

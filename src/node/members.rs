@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::api::{self, MemberView, MembersAction, Role};
+use crate::api::{self, LinkWord, MemberView, MembersAction, Role};
 use crate::core::Node;
 use crate::core::durable::Snapshot;
 use crate::core::ids::{Incarnation, NodeId, Slot};
 use crate::core::io::Proposal;
 use crate::core::state::{Change, Kind, MemberChange};
 use crate::http::Refusal;
+use crate::mesh::LinkStatus;
 use crate::node::control::ControlPlane;
 
 /// How far behind this node's head a learner may be when it is added.
@@ -79,7 +80,10 @@ impl ControlPlane {
         let change = match request.action {
             MembersAction::Add => {
                 let in_file = self.peers.load().peer(&request.node).is_some();
-                let trouble = self.mesh.links().remove(&request.node).and_then(|link| link.reason);
+                let link = self.mesh.links().remove(&request.node);
+                let running =
+                    |link: &LinkStatus| if link.state == LinkWord::Refused { "" } else { ". Is it running, with `serve --join`?" };
+                let trouble = link.and_then(|link| Some(format!("{}{}", link.reason.as_ref()?, running(&link))));
                 addition(&members, &request.node, in_file, trouble)?
             }
             MembersAction::Remove => removal(&members, &request.node)?,
@@ -142,8 +146,7 @@ fn addition(members: &api::Members, id: &NodeId, in_file: bool, trouble: Option<
     }
     let not_linked = |why: &str| Refusal::new(412, "not_linked", format!("{here} has no link to {id}: {why}"));
     let Some(learner) = learner else {
-        let trouble = trouble.unwrap_or_else(|| "it is being made".into());
-        return Err(not_linked(&format!("{trouble}. Is it running, with `serve --join`?")));
+        return Err(not_linked(&trouble.unwrap_or_else(|| "it is being made".into())));
     };
     let (Some(disk_id), Some(slot)) = (learner.disk_id, learner.slot) else {
         return Err(not_linked("it has not said yet how far it is"));

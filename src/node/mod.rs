@@ -282,7 +282,7 @@ async fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> 
     };
     let mut wal = opened.wal;
     if options.join {
-        let why = "there is a log already, and it is kept; a node joins only without one";
+        let why = "there is a log already, and it is kept. To join anew, have this node removed from the mesh and move the file away";
         events.say(Level::Info, "join_ignored", json!({"file": shown, "reason": why}));
     }
     if let Some(cut) = &opened.cut {
