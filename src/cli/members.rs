@@ -4,19 +4,23 @@ use std::time::{Duration, Instant};
 
 use async_std::task;
 
-use crate::api::{Members, MembersAction, MembersRequest, Role};
+use crate::api::{Members, MembersAction, MembersRequest, Outcome, Receipt, Role, VoteWord};
 use crate::cli::args::MemberArgs;
 use crate::cli::client::{ASK_TIMEOUT_MS_MAX, CallError, Client, Mesh, unreachable};
 use crate::cli::output::{Console, Field, Tone, counted};
-use crate::cli::receipt::{failure, key_or_random, send, tell};
+use crate::cli::receipt::{failure, key_or_random, send, submit, tell};
 use crate::cli::{Exit, Failure};
 use crate::core::ids::NodeId;
 
 const PATH: &str = "/members";
 /// From one try to add a node that is not ready for it to the next, in milliseconds.
 const ADD_AGAIN_MS: u64 = 250;
+/// The same after a try that took a slot, in milliseconds.
+const PROPOSE_AGAIN_MS: u64 = 1_000;
 /// Why a node is not ready to be added, where that passes by itself: the words of the refusals.
 const NOT_YET: [&str; 3] = ["not_linked", "models_missing", "behind"];
+/// The same of receipts: another member does not see yet what the coordinator sees, or another transaction was first.
+const NOT_NOW: [&str; 4] = ["vetoed", "busy", "slot_taken", "preempted"];
 
 /// Prints the members and the learners.
 pub async fn list(mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
@@ -32,26 +36,47 @@ pub async fn add(args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>) ->
     let (client, _) = coordinator(&mut mesh, Some(&node)).await?;
     let key = key_or_random(idempotency_key);
     let request = MembersRequest { action: MembersAction::Add, node: node.clone(), idempotency_key: Some(key.clone()) };
+    let waited = format!("It has been waited for {timeout:?}; with --timeout 60s it would be for longer.");
     let mut said = String::new();
     loop {
-        // A refusal has changed nothing, so the same is sent again.
-        match send(client, PATH, &request).await {
-            Ok(receipt) => return Ok(tell(client, receipt, &key, console).await),
+        // What was refused or aborted has changed nothing, so the same is sent again.
+        let (why, wait_ms) = match send(client, PATH, &request).await {
+            Ok(receipt) if is_passing(&receipt) && Instant::now() < until => (objections(&receipt), PROPOSE_AGAIN_MS),
+            Ok(receipt) => {
+                let passing = is_passing(&receipt);
+                let exit = tell(client, receipt, &key, console).await;
+                if passing {
+                    console.say(&waited);
+                }
+                return Ok(exit);
+            }
             Err(CallError::Refused { body, .. }) if NOT_YET.contains(&body.error_code.as_str()) => {
                 if Instant::now() >= until {
-                    let message =
-                        format!("{}\nIt has been waited for {timeout:?}; with --timeout 60s it would be for longer.", body.message);
-                    return Err(Failure { exit: Exit::Refused, message, body: Some(body) });
+                    return Err(Failure { exit: Exit::Refused, message: format!("{}\n{waited}", body.message), body: Some(body) });
                 }
-                if said != body.message {
-                    console.say(&format!("waiting for {node}: {}", body.message));
-                    said = body.message;
-                }
-                task::sleep(Duration::from_millis(ADD_AGAIN_MS)).await;
+                (body.message, ADD_AGAIN_MS)
             }
             Err(error) => return Err(failure(error, &key)),
+        };
+        if said != why {
+            console.say(&format!("waiting for {node}: {why}"));
+            said = why;
         }
+        task::sleep(Duration::from_millis(wait_ms)).await;
     }
+}
+
+/// Whether the same may commit when it is sent again.
+fn is_passing(receipt: &Receipt) -> bool {
+    receipt.outcome == Outcome::Aborted && receipt.error_code.as_deref().is_some_and(|code| NOT_NOW.contains(&code))
+}
+
+/// Why the members did not want it.
+fn objections(receipt: &Receipt) -> String {
+    let no = receipt.votes.iter().filter(|line| line.vote == VoteWord::No);
+    let said = no.filter_map(|line| Some(format!(": {}", line.reason.as_ref()?)));
+    let reason = receipt.reason.clone().unwrap_or_else(|| "aborted".into());
+    [reason].into_iter().chain(said).collect()
 }
 
 /// Removes a member and prints the receipt.
@@ -60,8 +85,7 @@ pub async fn remove(args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>)
     let (client, _) = coordinator(&mut mesh, Some(&node)).await?;
     let key = key_or_random(idempotency_key);
     let request = MembersRequest { action: MembersAction::Remove, node, idempotency_key: Some(key.clone()) };
-    let receipt = send(client, PATH, &request).await.map_err(|error| failure(error, &key))?;
-    Ok(tell(client, receipt, &key, console).await)
+    submit(client, PATH, &request, &key, console).await
 }
 
 /// The first node that is a member and not the one that it is about: that one may have lost its log, and know nothing. If there is no
@@ -180,15 +204,23 @@ mod tests {
             match *tries.lock().unwrap() {
                 1 | 2 => refusal(412, "not_linked", "node-a has no link to node-d"),
                 3 => refusal(412, "behind", "node-d is at slot 1 and node-a at 40"),
+                4 => {
+                    let mut vetoed = receipt("aborted", 5);
+                    (vetoed["error_code"], vetoed["reason"]) = ("vetoed".into(), "node-b voted no".into());
+                    vetoed["votes"][1] = json!({"node": "node-b", "vote": "no", "reason": "node-b has not heard of node-d"});
+                    answer(412, &vetoed)
+                }
                 _ => answer(200, &receipt("committed", 5)),
             }
         });
         let added = ran(&format!("canary-mesh members add node-d --endpoint {}", node.address));
         assert_eq!(added.exit, Exit::Ok, "{added:?}");
-        let expected = "waiting for node-d: node-a has no link to node-d\nwaiting for node-d: node-d is at slot 1 and node-a at 40\n";
+        let expected = "waiting for node-d: node-a has no link to node-d\n\
+                        waiting for node-d: node-d is at slot 1 and node-a at 40\n\
+                        waiting for node-d: node-b voted no: node-b has not heard of node-d\n";
         assert_eq!(added.err, expected);
         let keys: Vec<_> = node.sent_to("/members").iter().map(|sent| sent["idempotency_key"].clone()).collect();
-        assert!(keys.len() == 4 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+        assert!(keys.len() == 5 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
     }
 
     #[test]
@@ -199,6 +231,13 @@ mod tests {
         assert!(refused.err.ends_with(
             "error: node-d is at slot 1 and node-a at 40\nIt has been waited for 300ms; with --timeout 60s it would be for longer.\n"
         ));
+        let vetoing = node("node-a", &THREE, || {
+            let mut vetoed = receipt("aborted", 5);
+            vetoed["error_code"] = "vetoed".into();
+            answer(412, &vetoed)
+        });
+        let refused = ran(&format!("canary-mesh members add node-d --timeout 300ms --endpoint {}", vetoing.address));
+        assert_eq!((refused.exit, refused.out.starts_with("aborted node-a-1-5: slot 5")), (Exit::Refused, true), "{refused:?}");
         for (status, code) in [(409, "already_member"), (412, "not_in_peers")] {
             let refusing = node("node-a", &THREE, move || refusal(status, code, "no"));
             let refused = ran(&format!("canary-mesh members add node-d --endpoint {}", refusing.address));
