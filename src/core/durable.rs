@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::core::ballot::Ballot;
 use crate::core::ids::{DiskId, Incarnation, MeshId, NodeId, Slot, StateHash};
-use crate::core::message::Head;
+use crate::core::message::{Head, Snapshot};
 #[cfg(feature = "mutants")]
 use crate::core::mutant::Mutant;
 use crate::core::mutant::mutated;
@@ -23,6 +23,11 @@ use crate::core::value::{Decision, Value, abort_hash, commit_hash};
 pub const DECISIONS_KEPT_MIN: usize = 1_024;
 /// Decisions beyond [`DECISIONS_KEPT_MIN`] after which the log is compacted.
 pub const DECISIONS_TO_COMPACT: usize = 4_096;
+
+/// The incarnations of a log that was begun to join a mesh are not below this: they begin with the time of day, in seconds since 1970.
+///
+/// So they are above those of any log that its name had before, and no transaction is named twice. Those of a genesis begin at 1.
+pub const JOINED_INCARNATION_MIN: Incarnation = 1_000_000_000;
 
 /// How many decisions a log holds before the old ones are forgotten. The simulator makes do with small numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,21 +77,6 @@ struct Base {
     state: RoutingState,
 }
 
-/// What a node that joins begins from: the state as of a decided slot, and what a member knows besides it.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Snapshot {
-    /// The hash of slot 0.
-    pub genesis_hash: StateHash,
-    /// The slot.
-    pub slot: Slot,
-    /// The hash of the log with it.
-    pub state_hash: StateHash,
-    /// The state.
-    pub state: RoutingState,
-    /// The disk of every member that is known by one. Whoever joins must not take another disk for a member's.
-    pub disks: BTreeMap<NodeId, DiskId>,
-}
-
 /// What this node has promised, prepared and accepted in the one open slot, head + 1.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct OpenSlot {
@@ -133,8 +123,8 @@ pub enum ReplayError {
         /// Its incarnation.
         incarnation: Incarnation,
     },
-    /// A state in the middle.
-    #[error("record {index}: a snapshot of slot {slot} in the middle of the log")]
+    /// A state in the middle that leads back, or to another log.
+    #[error("record {index}: a snapshot of slot {slot} does not follow")]
     Snapshot {
         /// The record's number.
         index: usize,
@@ -197,25 +187,14 @@ impl Durable {
         ]
     }
 
-    /// What a node that joins begins from: the state at the head, and by which disks the members are known here.
-    pub fn snapshot(&self) -> Snapshot {
-        let Head { slot, state_hash, .. } = self.head;
-        let known = |node: &NodeId| if *node == self.node { Some(self.disk_id) } else { self.pinned_disk(node) };
-        let disks = self.state.members.keys().filter_map(|node| Some((node.clone(), known(node)?))).collect();
-        Snapshot { genesis_hash: self.genesis_hash, slot, state_hash, state: self.state.clone(), disks }
-    }
-
-    /// The first records of the log of a node that joins a running mesh. Whoever had its name before may have used low
-    /// incarnations: this one must be above all of them, or ballots and transaction ids would be used twice.
-    pub fn joining(mesh: &MeshId, node: &NodeId, incarnation: Incarnation, disk_id: DiskId, snapshot: Snapshot) -> Vec<Record> {
+    /// The first records of the log of a node that joins a running mesh: it takes over what a member's log came to.
+    ///
+    /// `incarnation` is the time of day: see [`JOINED_INCARNATION_MIN`].
+    pub fn joining(mesh: &MeshId, node: &NodeId, disk_id: DiskId, incarnation: Incarnation, snapshot: Snapshot) -> Vec<Record> {
         let Snapshot { genesis_hash, slot, state_hash, state, disks } = snapshot;
-        let mut records = vec![
-            Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation, disk_id },
-            Record::Snapshot { genesis_hash, slot, state_hash, state },
-        ];
-        let disks = disks.into_iter().filter(|(other, _)| other != node);
-        records.extend(disks.map(|(node, disk_id)| Record::Peer { node, disk_id }));
-        records
+        let boot = Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation, disk_id };
+        let peers = disks.into_iter().map(|(node, disk_id)| Record::Peer { node, disk_id });
+        [boot, Record::Snapshot { genesis_hash, slot, state_hash, state }].into_iter().chain(peers).collect()
     }
 
     /// The status that these records leave.
@@ -274,7 +253,16 @@ impl Durable {
                 }
                 self.incarnation = incarnation;
             }
-            Record::Snapshot { slot, .. } => return Err(ReplayError::Snapshot { index, slot }),
+            Record::Snapshot { genesis_hash, slot, state_hash, state } => {
+                if genesis_hash != self.genesis_hash || slot <= self.head.slot {
+                    return Err(ReplayError::Snapshot { index, slot });
+                }
+                self.head = Head { slot, version: state.version, state_hash };
+                self.base = Base { slot, state_hash, state: state.clone() };
+                self.state = state;
+                self.decisions.clear();
+                self.open = OpenSlot::default();
+            }
             Record::Peer { node, disk_id } => {
                 self.peers.insert(node, disk_id);
             }
@@ -473,10 +461,21 @@ impl Durable {
         &self.open
     }
 
-    /// The disk pinned for a member: the one the log admitted, or else the one it was first met with.
+    /// The disk pinned for a member: the one the log admitted, or else the one it was first met with. A name that is no member's is free.
     pub fn pinned_disk(&self, node: &NodeId) -> Option<DiskId> {
-        let admitted = self.state.members.get(node).and_then(|member| member.disk_id);
-        admitted.or_else(|| self.peers.get(node).copied())
+        let member = self.state.members.get(node)?;
+        member.disk_id.or_else(|| self.peers.get(node).copied())
+    }
+
+    /// The disk that a member of the genesis was first met with, whatever became of its membership.
+    pub fn first_disk(&self, node: &NodeId) -> Option<DiskId> {
+        self.peers.get(node).copied()
+    }
+
+    /// What the kept decisions begin from, for a node that lacks what is before them.
+    pub fn snapshot(&self) -> Snapshot {
+        let Base { slot, state_hash, state } = self.base.clone();
+        Snapshot { genesis_hash: self.genesis_hash, slot, state_hash, state, disks: self.peers.clone() }
     }
 
     /// Whether this node's votes count: the log admitted its disk, or every other member has pinned it.
@@ -623,24 +622,25 @@ mod tests {
     }
 
     #[test]
-    fn a_node_joins_at_the_head_of_another_and_knows_the_members_by_the_same_disks() {
+    fn a_node_joins_where_another_is_and_knows_the_members_by_the_same_disks() {
         let mut giver = with_history(5);
         let [b, d] = ["b", "d"].map(|id| NodeId::new(id).unwrap());
         giver.apply(0, Record::Peer { node: b.clone(), disk_id: DiskId([2; 8]) }).unwrap();
         giver.apply(0, Record::Promise { slot: 6, ballot: ballot(9) }).unwrap();
+        let Head { slot, state_hash, .. } = giver.head();
+        let snapshot = Snapshot { slot, state_hash, state: giver.state().clone(), ..giver.snapshot() };
         let mesh = MeshId::new("m").unwrap();
-        let records = Durable::joining(&mesh, &d, 1_700_000_000, DiskId([4; 8]), giver.snapshot());
+        let records = Durable::joining(&mesh, &d, DiskId([4; 8]), JOINED_INCARNATION_MIN, snapshot);
         let mut joined = Durable::replay(records).unwrap();
         assert_eq!((joined.head(), joined.state(), joined.genesis_hash()), (giver.head(), giver.state(), giver.genesis_hash()));
-        assert_eq!(joined.pinned_disk(giver.node()), Some(DiskId([1; 8])));
         assert_eq!(joined.pinned_disk(&b), Some(DiskId([2; 8])));
         assert_eq!((joined.node(), joined.disk_id(), joined.is_admitted()), (&d, DiskId([4; 8]), false));
-        assert!(!joined.open().is_in_doubt() && joined.open().promised.is_none(), "another node's promises are not its own");
+        assert_eq!(joined.open(), &OpenSlot::default(), "another node's promises are not its own");
         let next = commit(&giver, tx(9, 900));
         joined.apply(0, next.clone()).unwrap();
         giver.apply(0, next).unwrap();
         assert_eq!(joined.head(), giver.head());
-        let boot = Record::Boot { mesh, node: d, incarnation: 1_700_000_001, disk_id: DiskId([4; 8]) };
+        let boot = Record::Boot { mesh, node: d, incarnation: JOINED_INCARNATION_MIN + 1, disk_id: DiskId([4; 8]) };
         joined.apply(0, boot).unwrap();
     }
 

@@ -47,6 +47,7 @@ use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::state::Transaction;
+use crate::core::value::Decision;
 
 /// How long a coordinator's own records may stay unsynced while its peers are a majority without it, in milliseconds: longer
 /// than their syncs take, so that on a commit's way it syncs nothing itself.
@@ -303,37 +304,58 @@ impl Node {
             Message::Decisions { decisions } => self.on_decisions(&from, decisions),
             Message::Heartbeat(beat) => self.on_heartbeat(&from, beat),
             Message::Fetch { from: slot } => self.on_fetch(&from, slot),
+            Message::Snapshot(snapshot) => self.on_snapshot(&from, snapshot),
             Message::Grant(grant) => self.on_grant(from, &grant),
             Message::Pinned { disk_id } => self.on_pinned(from, disk_id),
         }
     }
 
-    /// A wiped node that comes back under its old name has forgotten its votes: it is refused for as long as that name is a member's. A
-    /// genesis member is known by the disk it first came with; that is recorded before it is told so.
+    /// A wiped node that comes back under its old name has forgotten its votes: it is refused. A genesis member is known by
+    /// the disk it first came with; that is recorded before it is told so.
     fn on_link_up(&mut self, peer: NodeId, incarnation: Incarnation, disk_id: DiskId) {
-        let is_member = self.durable.state().members.contains_key(&peer);
-        match self.durable.pinned_disk(&peer).filter(|_| is_member) {
+        match self.durable.pinned_disk(&peer) {
             Some(pinned) if pinned != disk_id && !mutated!(self, WipedNodeRejoins) => {
-                let reason = format!(
-                    "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes. \
-                     Remove it (`canary-mesh members remove {peer}`), start it with `serve --join` and no log, and add it \
-                     (`canary-mesh members add {peer}`)",
-                    self.id()
-                );
+                let reason = self.not_this_disk(&peer, disk_id, pinned);
                 return self.out.push(Output::Refuse { peer, reason });
             }
             Some(_) => {}
-            None if is_member => {
+            None if self.durable.state().members.contains_key(&peer) => {
                 self.append(Record::Peer { node: peer.clone(), disk_id });
             }
             None => {}
         }
         self.liveness.link_up(&peer, incarnation, disk_id);
         self.event(Event::LinkUp { peer: peer.clone(), incarnation });
-        self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
+        if self.durable.pinned_disk(&peer).is_some() {
+            self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
+        }
         self.send_heartbeat(&peer, true);
         if let Some(request) = self.driver_request() {
             self.send(&peer, request, After::Nothing);
+        }
+    }
+
+    fn not_this_disk(&self, peer: &NodeId, disk_id: DiskId, pinned: DiskId) -> String {
+        format!(
+            "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes. \
+             Remove it (`canary-mesh members remove {peer}`), start it with `serve --join` and no log, and add it \
+             (`canary-mesh members add {peer}`)",
+            self.id()
+        )
+    }
+
+    /// The members may have changed: a link that was a learner's is no member's of another disk.
+    fn check_links(&mut self) {
+        let wrong = |(id, peer): (&NodeId, &liveness::Peer)| {
+            let (disk_id, pinned) = (peer.disk_id?, self.durable.pinned_disk(id)?);
+            (disk_id != pinned).then(|| (id.clone(), peer.link, disk_id, pinned))
+        };
+        for (peer, link, disk_id, pinned) in self.liveness.peers().filter_map(wrong).collect::<Vec<_>>() {
+            self.liveness.replaced(&peer);
+            let Some(incarnation) = link else { continue };
+            let reason = self.not_this_disk(&peer, disk_id, pinned);
+            self.on_link_down(peer.clone(), incarnation);
+            self.out.push(Output::Refuse { peer, reason });
         }
     }
 
@@ -369,8 +391,8 @@ impl Node {
                 if record.is_pledge() {
                     self.pledge = (self.index, self.now.time);
                 }
-                if let Record::Decided { decision } = &record {
-                    self.unkept.push_back((self.index, decision.slot));
+                if let Record::Decided { decision: Decision { slot, .. } } | Record::Snapshot { slot, .. } = &record {
+                    self.unkept.push_back((self.index, *slot));
                 }
                 self.out.push(Output::Append { index: self.index, record });
                 Some(self.index)

@@ -8,8 +8,9 @@ use log::Level;
 use serde_json::json;
 
 use crate::api;
-use crate::core::durable::{Durable, Snapshot};
+use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
 use crate::core::ids::{DiskId, Incarnation, NodeId};
+use crate::core::message::Snapshot;
 use crate::core::record::Record;
 use crate::http::client::{Client, Endpoint, Target};
 use crate::node::events::Events;
@@ -28,6 +29,12 @@ pub async fn first_records(id: &NodeId, file: &PeersFile, events: &Events) -> Re
     let others: Vec<_> = file.peers.iter().filter(|peer| peer.id != *id).collect();
     if others.is_empty() {
         return Err(cannot(id, "peers.json names no other node to join".into()));
+    }
+    if seconds() < JOINED_INCARNATION_MIN {
+        return Err(cannot(
+            id,
+            "by the clock of this machine it is before 2001; set it, because the names of transactions go by it".into(),
+        ));
     }
     let disk_id = new_disk()?;
     let mut wait_ms = AGAIN_MS_BASE;
@@ -87,12 +94,17 @@ async fn ask(id: &NodeId, peer: &Peer, file: &PeersFile) -> Result<Result<api::S
 /// comes again. Should a clock be wrong, above every start that the mesh has heard of, too.
 fn incarnation(id: &NodeId, snapshot: &api::Snapshot) -> Incarnation {
     let heard = snapshot.incarnations.get(id).copied().unwrap_or(0);
-    (clock::unix_ms() / 1_000).max(heard + 1)
+    seconds().max(heard + 1)
+}
+
+/// Since 1970.
+fn seconds() -> Incarnation {
+    clock::unix_ms() / 1_000
 }
 
 fn records(id: &NodeId, incarnation: Incarnation, disk_id: DiskId, snapshot: api::Snapshot) -> Vec<Record> {
     let api::Snapshot { mesh, genesis_hash, slot, state_hash, state, peers: disks, .. } = snapshot;
-    Durable::joining(&mesh, id, incarnation, disk_id, Snapshot { genesis_hash, slot, state_hash, state, disks })
+    Durable::joining(&mesh, id, disk_id, incarnation, Snapshot { genesis_hash, slot, state_hash, state, disks })
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::{self, LinkWord, MemberView, MembersAction, Role};
 use crate::core::Node;
-use crate::core::durable::Snapshot;
 use crate::core::ids::{Incarnation, NodeId, Slot};
 use crate::core::io::Proposal;
 use crate::core::state::{Change, Kind, MemberChange};
@@ -33,7 +32,12 @@ fn seen(node: &Node) -> Vec<MemberView> {
                 false => node.durable().pinned_disk(id).or(linked.and_then(|peer| peer.disk_id)),
             },
             alive: own || node.is_alive(id),
-            slot: if own { Some(node.durable().head().slot) } else { liveness.head_slot(id) },
+            slot: match own {
+                true => Some(node.durable().head().slot),
+                // What it said itself over this link: hearsay may be of another disk under its name.
+                false if !members.contains_key(id) => linked.and_then(|peer| peer.head).map(|head| head.slot),
+                false => liveness.head_slot(id),
+            },
             models_missing: peer.map(|peer| peer.health.reasons.clone()).unwrap_or_default(),
             control: None,
             data: None,
@@ -51,6 +55,22 @@ fn incarnations(node: &Node) -> BTreeMap<NodeId, Incarnation> {
         Some((id.clone(), newest.max(peer.link)?))
     };
     node.liveness().peers().filter_map(heard).chain([(node.id().clone(), node.durable().incarnation())]).collect()
+}
+
+/// The state at the head: who joins is then never a member by a decision that has been undone since.
+fn snapshot(node: &Node) -> api::Snapshot {
+    let (durable, head) = (node.durable(), node.durable().head());
+    let mut peers = durable.snapshot().disks;
+    peers.entry(node.id().clone()).or_insert(durable.disk_id());
+    api::Snapshot {
+        mesh: durable.mesh().clone(),
+        genesis_hash: durable.genesis_hash(),
+        slot: head.slot,
+        state_hash: head.state_hash,
+        state: durable.state().clone(),
+        peers,
+        incarnations: incarnations(node),
+    }
 }
 
 impl ControlPlane {
@@ -93,15 +113,9 @@ impl ControlPlane {
     }
 
     pub(super) async fn give_snapshot(&self) -> Result<api::Snapshot, Refusal> {
-        let ask = |node: &Node| {
-            let given = |mesh, snapshot: Snapshot| {
-                let Snapshot { genesis_hash, slot, state_hash, state, disks } = snapshot;
-                api::Snapshot { mesh, genesis_hash, slot, state_hash, state, peers: disks, incarnations: incarnations(node) }
-            };
-            match node.complaints() {
-                complaints if complaints.is_empty() => Ok(given(node.durable().mesh().clone(), node.durable().snapshot())),
-                complaints => Err(complaints.join("; ")),
-            }
+        let ask = |node: &Node| match node.complaints() {
+            complaints if complaints.is_empty() => Ok(snapshot(node)),
+            complaints => Err(complaints.join("; ")),
         };
         let complaint = match &self.view.load().broken {
             Some(why) => Err(why.clone()),

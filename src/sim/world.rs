@@ -10,14 +10,14 @@ use fastrand::Rng;
 
 use crate::core::Node;
 use crate::core::ballot::Ballot;
-use crate::core::durable::Durable;
+use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
 use crate::core::gate::GateLimits;
 use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, Time};
 use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
-use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer, Snapshot};
 use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
-use crate::core::value::{AbortCause, Vote};
+use crate::core::value::{AbortCause, Vote, genesis_hash};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::disk::{Disk, Errno, Failed};
 use crate::sim::mistakes::{self, Mutant};
@@ -65,6 +65,7 @@ enum Event {
     Act(usize),
     Start { node: usize, start: u64 },
     Resume { node: usize, start: u64 },
+    LeaseEnds { node: usize, until: Time },
     Mend { from: usize, to: usize },
     Heal,
     Look,
@@ -85,6 +86,9 @@ struct Sent {
     connection: u64,
     /// The start of the receiver that it was meant for.
     start: u64,
+    /// The sender's own start, and when it was sent, in microseconds.
+    by: u64,
+    at: u64,
 }
 
 /// Those that are healed, and what is asked of them.
@@ -151,12 +155,15 @@ impl<'a> World<'a> {
     /// All nodes of the plan, down, with new logs.
     pub fn new(seed: u64, plan: &'a Plan, switches: Switches) -> World<'a> {
         let mut rng = Rng::with_seed(seed ^ 0x5157_0000_0000_0001);
-        let genesis = genesis(plan.nodes);
+        let genesis = genesis(plan.nodes - plan.outsiders);
         let disks: Vec<_> = (0..plan.nodes).map(|node| disk_id(node, 0)).collect();
         let network = Network::new(rng.u64(..), plan.nodes, plan.weather);
         let mut processes = Vec::new();
         for (node, disk_id) in disks.iter().enumerate() {
-            let records = Durable::genesis(&mesh(), &node_name(node), *disk_id, genesis.clone());
+            let records = match node < plan.nodes - plan.outsiders {
+                true => Durable::genesis(&mesh(), &node_name(node), *disk_id, genesis.clone()),
+                false => joining(node, *disk_id, JOINED_INCARNATION_MIN, &genesis),
+            };
             let ppm = plan.habits.clocks_ppm.get(node).copied().unwrap_or_default();
             processes.push(Process {
                 id: node_name(node),
@@ -168,6 +175,9 @@ impl<'a> World<'a> {
                 clock: Clock { offset: rng.u64(0..1 << 40), ppm },
                 rng: rng.fork(),
                 paused_until: 0,
+                paused_from: None,
+                lease_until: Time(0),
+                contacts: vec![0; plan.nodes],
                 arrived: VecDeque::new(),
                 inputs: VecDeque::new(),
                 records: Vec::new(),
@@ -181,7 +191,8 @@ impl<'a> World<'a> {
                 fuse: None,
                 repair_us: 0,
                 held_down: false,
-                admitted: false,
+                // Whoever is no member yet needs nobody's record.
+                admitted: node >= plan.nodes - plan.outsiders,
             });
         }
         World {
@@ -304,6 +315,7 @@ impl<'a> World<'a> {
     }
 
     fn happen(&mut self, event: Event) -> Verdict {
+        self.oracle.at(self.now);
         match event {
             Event::Deliver { from, to, sent, message } => self.deliver(from, to, sent, message),
             Event::Wake { node } => {
@@ -329,9 +341,19 @@ impl<'a> World<'a> {
                 if self.processes[node].start != start || self.now < self.processes[node].paused_until {
                     return Ok(());
                 }
+                mistakes::wake(&mut self.processes[node], self.now, self.mutant);
                 self.say_of(node, "goes on");
+                // Requests may be answered before anything else is done.
+                self.check_lease(node)?;
                 self.dial_all(node);
                 self.go(node)
+            }
+            Event::LeaseEnds { node, until } => {
+                if self.processes[node].lease_until == until {
+                    self.check_lease(node)
+                } else {
+                    Ok(())
+                }
             }
             Event::Mend { from, to } => {
                 if self.healed.is_none() {
@@ -448,13 +470,16 @@ impl<'a> World<'a> {
         self.coverage.met(Situation::Wiped);
         self.crash(node, true, down_us);
         let seed = self.rng.u64(..);
+        // Whoever joins takes over what some node says that all came to; its incarnations begin with the time of day, so above all before.
+        let from = self.processes.iter().filter(|other| !other.disk.is_damaged()).find_map(Process::node);
+        let from = from.map(|node| node.durable().snapshot());
         let process = &mut self.processes[node];
-        let mut records = Durable::genesis(&mesh(), &process.id, disk_id(node, process.start), self.genesis.clone());
-        // A txid is a node, an incarnation and a counter, and a new log begins with incarnation 1: the lost disk's txids would be used
-        // again (docs/PROOF.md). Until a new log begins somewhere else, the simulator looks past that.
-        if let Some(Record::Boot { incarnation, .. }) = records.first_mut() {
-            *incarnation = process.start * 1_000;
-        }
+        let disk = disk_id(node, process.start);
+        let incarnation = JOINED_INCARNATION_MIN + self.now / 1_000;
+        let records = match from {
+            Some(snapshot) => Durable::joining(&mesh(), &process.id, disk, incarnation, snapshot),
+            None => joining(node, disk, incarnation, &self.genesis),
+        };
         process.disk_id = disk_id(node, process.start);
         process.disk = Disk::new(seed, &records);
         self.oracle.wiped(node, process.disk_id);
@@ -466,6 +491,7 @@ impl<'a> World<'a> {
         if process.node().is_none() {
             return;
         }
+        process.paused_from.get_or_insert(self.now);
         process.paused_until = process.paused_until.max(self.now + for_us);
         let start = process.start;
         self.coverage.met(Situation::Paused);
@@ -774,7 +800,8 @@ impl<'a> World<'a> {
         let Some(Link { connection, .. }) = *self.link(from, to) else { return Ok(()) };
         self.messages += 1;
         let fate = self.network.send(self.now, from, to);
-        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start };
+        let (ours, start) = (&self.processes[from], self.processes[to].start);
+        let sent = Sent { incarnation: ours.incarnation, connection, start, by: ours.start, at: self.now };
         match fate.first {
             None => self.coverage.met(Situation::MessageLost),
             Some(at) => {
@@ -809,7 +836,7 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
-        let Sent { mut incarnation, connection, start } = sent;
+        let Sent { mut incarnation, connection, start, by, at } = sent;
         let process = &mut self.processes[to];
         if process.node().is_none() {
             return Ok(());
@@ -829,6 +856,11 @@ impl<'a> World<'a> {
         }
         if mixes {
             incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
+        }
+        if let (Message::Heartbeat(_), sender) = (&message, &mut self.processes[from])
+            && sender.start == by
+        {
+            sender.contacts[to] = sender.contacts[to].max(at);
         }
         let (slot, round) = transcript::coordinates(&message);
         self.mix(&[4, self.now, (from * 16 + to) as u64, transcript::number(&message), slot, round]);
@@ -1085,7 +1117,9 @@ impl<'a> World<'a> {
         };
         let outputs = core.step(now, input);
         let (slot, hash) = (core.durable().head().slot, core.durable().head().state_hash);
-        if !counts && !outputs.is_empty() {
+        // That a lease is over is noticed at whatever step comes next.
+        let does = |output: &Output| !matches!(output, Output::Event(CoreEvent::LeaseLost));
+        if !counts && outputs.iter().any(does) {
             let text = format!("{} does something for a message that came over no present link: {outputs:?}", process.id);
             return broken("only the present link counts", text);
         }
@@ -1097,9 +1131,25 @@ impl<'a> World<'a> {
             }
         }
         match self.processes[node].node() {
-            Some(core) => self.oracle.stands(node, core),
-            None => Ok(()),
+            Some(core) => self.oracle.stands(node, core)?,
+            None => return Ok(()),
         }
+        self.check_lease(node)
+    }
+
+    /// Would a request that comes now be answered by a canary, and may it?
+    fn check_lease(&mut self, node: usize) -> Verdict {
+        let process = &self.processes[node];
+        let Some(core) = process.node() else { return Ok(()) };
+        if process.paused_until > self.now || process.clock.local(self.now) >= process.lease_until {
+            return Ok(());
+        }
+        let members = &core.durable().state().members;
+        let sent = |member: &NodeId| if *member == process.id { self.now } else { process.contacts[node_number(member)] };
+        let mut contacts: Vec<_> = members.keys().map(sent).collect();
+        contacts.sort_unstable_by(|one, other| other.cmp(one));
+        let contact = contacts.get(members.len() / 2).copied().unwrap_or_default();
+        self.oracle.may_serve(node, core.durable().head().slot, contact)
     }
 
     fn act(&mut self, node: usize, output: Output) -> Verdict {
@@ -1128,7 +1178,15 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Output::Apply(applied) => self.oracle.applied(node, &applied),
-            Output::Lease { .. } => Ok(()),
+            Output::Lease { until } => {
+                let process = &mut self.processes[node];
+                process.lease_until = until;
+                let last = process.clock.global(until).saturating_sub(1);
+                if last > self.now {
+                    self.at(last, Event::LeaseEnds { node, until });
+                }
+                Ok(())
+            }
             Output::Reply { caller, receipt } => self.reply(node, caller, &receipt),
             Output::Refuse { peer, reason } => {
                 let peer = node_number(&peer);
@@ -1304,7 +1362,9 @@ impl<'a> World<'a> {
             let node = able[healed.asked % able.len()];
             healed.asked += 1;
             if let Some(core) = self.processes[node].node() {
-                let (kind, change) = probe(core.durable().state());
+                // In the calm whoever is dead has been fenced long ago, and an advance goes on without it.
+                let advance = healed.agreed_at.is_some() && healed.asked % 2 == 0;
+                let (kind, change) = probe(core.durable().state(), advance);
                 // Told before it is asked: the answer may come at once.
                 healed.callers.insert(self.callers + 1, self.now);
                 self.ask_for(node, Proposal { kind, change, idempotency_key: None })?;
@@ -1377,6 +1437,13 @@ fn model(number: u8) -> Model {
     Model { id: name(ModelId::new(format!("v{number}"))), digest: Some(Digest([number; 32])) }
 }
 
+/// The log of a node that joins while nothing has been decided.
+fn joining(node: usize, disk_id: DiskId, incarnation: Incarnation, genesis: &RoutingState) -> Vec<Record> {
+    let genesis_hash = genesis_hash(mesh().as_str(), genesis);
+    let snapshot = Snapshot { genesis_hash, slot: 0, state_hash: genesis_hash, state: genesis.clone(), disks: BTreeMap::new() };
+    Durable::joining(&mesh(), &node_name(node), disk_id, incarnation, snapshot)
+}
+
 fn disk_id(node: usize, start: u64) -> DiskId {
     let mut bytes = start.to_be_bytes();
     bytes[0] = 0xa0 + node as u8;
@@ -1398,18 +1465,19 @@ fn one_route(name: &str, change: RouteChange) -> Change {
     Change::Routes([(route(name), change)].into())
 }
 
-/// The reduce that always makes sense.
-fn probe(state: &RoutingState) -> (Kind, Change) {
-    let canary = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary).saturating_sub(1);
+/// What always makes sense: a reduce, or an advance where there is room for one.
+fn probe(state: &RoutingState, advance: bool) -> (Kind, Change) {
+    let now = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary);
+    let (kind, canary) = if advance && now < 10_000 { (Kind::Advance, now + 1) } else { (Kind::Reduce, now.saturating_sub(1)) };
     let weights = Some(Weights { stable: 10_000 - canary, canary });
-    (Kind::Reduce, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
+    (kind, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
 }
 
 /// What a wish comes to in this state.
 fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) {
     let (weights, keep) =
         (|canary: u16| Some(Weights { stable: 10_000 - canary.min(10_000), canary: canary.min(10_000) }), CanaryChange::Keep);
-    let Some(now) = state.routes.get(&route("default")) else { return probe(state) };
+    let Some(now) = state.routes.get(&route("default")) else { return probe(state, false) };
     let Route { canary, previous_stable, .. } = now;
     let routes = |kind, stable, canary, weights| (kind, one_route("default", RouteChange { stable, canary, weights }));
     let try_out = |number: u8, weight| {
@@ -1430,7 +1498,7 @@ fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) 
         }
         Wish::Remove if canary.is_some() => routes(Kind::Reduce, None, CanaryChange::Remove, None),
         Wish::Demote if previous_stable.is_some() => routes(Kind::Reduce, previous_stable.clone(), keep, None),
-        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state),
+        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state, false),
         Wish::Dismiss(node) => (Kind::Config, Change::Members(MemberChange::Remove { node: node_name(node) })),
         Wish::Admit(node) => (Kind::Config, Change::Members(MemberChange::Add { node: node_name(node), disk_id: disks[node] })),
     }
