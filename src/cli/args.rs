@@ -228,7 +228,7 @@ pub enum MembersCommand {
     List,
     /// Makes a learner a member, as soon as it has caught up and loaded the models; waits for that up to --timeout
     Add(MemberArgs),
-    /// Lets a member go: it votes no more and serves stable only
+    /// Lets a member go: it votes no more and serves stable only; a dead one as soon as its lease has run out, up to --timeout
     Remove(MemberArgs),
 }
 

@@ -8,19 +8,22 @@ use crate::api::{Members, MembersAction, MembersRequest, Outcome, Receipt, Role,
 use crate::cli::args::MemberArgs;
 use crate::cli::client::{ASK_TIMEOUT_MS_MAX, CallError, Client, Mesh, unreachable};
 use crate::cli::output::{Console, Field, Tone, counted};
-use crate::cli::receipt::{failure, key_or_random, send, submit, tell};
+use crate::cli::receipt::{failure, key_or_random, send, tell};
 use crate::cli::{Exit, Failure};
 use crate::core::ids::NodeId;
 
 const PATH: &str = "/members";
-/// From one try to add a node that is not ready for it to the next, in milliseconds.
-const ADD_AGAIN_MS: u64 = 250;
+/// From one try that was refused to the next, in milliseconds.
+const ASK_AGAIN_MS: u64 = 250;
 /// The same after a try that took a slot, in milliseconds.
 const PROPOSE_AGAIN_MS: u64 = 1_000;
-/// Why a node is not ready to be added, where that passes by itself: the words of the refusals.
+/// Refusals that pass by themselves: the node is not ready to be added yet.
 const NOT_YET: [&str; 3] = ["not_linked", "models_missing", "behind"];
-/// The same of receipts: another member does not see yet what the coordinator sees, or another transaction was first.
-const NOT_NOW: [&str; 4] = ["vetoed", "busy", "slot_taken", "preempted"];
+/// Aborts that pass by themselves: a dead member is not fenced yet, another transaction was first, or a member does not see yet what the
+/// coordinator sees of the node that is added.
+const ADD_NOT_NOW: [&str; 5] = ["no_vote", "busy", "slot_taken", "preempted", "vetoed"];
+/// The same, where a no means that the mesh would be stranded.
+const REMOVE_NOT_NOW: [&str; 4] = ["no_vote", "busy", "slot_taken", "preempted"];
 
 /// Prints the members and the learners.
 pub async fn list(mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
@@ -30,45 +33,59 @@ pub async fn list(mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Fai
 }
 
 /// Adds a node as soon as it is ready for that, and prints the receipt.
-pub async fn add(args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
+pub async fn add(args: MemberArgs, mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    change(MembersAction::Add, args, mesh, console).await
+}
+
+/// Removes a member, a dead one as soon as its vote can be done without, and prints the receipt.
+pub async fn remove(args: MemberArgs, mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
+    change(MembersAction::Remove, args, mesh, console).await
+}
+
+async fn change(action: MembersAction, args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
     let (timeout, until) = (mesh.timeout, Instant::now() + mesh.timeout);
     let MemberArgs { node, idempotency_key } = args;
     let (client, _) = coordinator(&mut mesh, Some(&node)).await?;
     let key = key_or_random(idempotency_key);
-    let request = MembersRequest { action: MembersAction::Add, node: node.clone(), idempotency_key: Some(key.clone()) };
+    let request = MembersRequest { action, node: node.clone(), idempotency_key: Some(key.clone()) };
+    let (what, not_now) = match action {
+        MembersAction::Add => ("add", &ADD_NOT_NOW[..]),
+        MembersAction::Remove => ("remove", &REMOVE_NOT_NOW[..]),
+    };
     let waited = format!("It has been waited for {timeout:?}; with --timeout 60s it would be for longer.");
     let mut said = String::new();
     loop {
         // What was refused or aborted has changed nothing, so the same is sent again.
         let (why, wait_ms) = match send(client, PATH, &request).await {
-            Ok(receipt) if is_passing(&receipt) && Instant::now() < until => (objections(&receipt), PROPOSE_AGAIN_MS),
             Ok(receipt) => {
-                let passing = is_passing(&receipt);
-                let exit = tell(client, receipt, &key, console).await;
-                if passing {
-                    console.say(&waited);
+                let passes = receipt.outcome == Outcome::Aborted && is_one_of(not_now, receipt.error_code.as_deref());
+                if !passes || Instant::now() >= until {
+                    let exit = tell(client, receipt, &key, console).await;
+                    if passes {
+                        console.say(&waited);
+                    }
+                    return Ok(exit);
                 }
-                return Ok(exit);
+                (objections(&receipt), PROPOSE_AGAIN_MS)
             }
-            Err(CallError::Refused { body, .. }) if NOT_YET.contains(&body.error_code.as_str()) => {
+            Err(CallError::Refused { body, .. }) if is_one_of(&NOT_YET, Some(&body.error_code)) => {
                 if Instant::now() >= until {
                     return Err(Failure { exit: Exit::Refused, message: format!("{}\n{waited}", body.message), body: Some(body) });
                 }
-                (body.message, ADD_AGAIN_MS)
+                (body.message, ASK_AGAIN_MS)
             }
             Err(error) => return Err(failure(error, &key)),
         };
         if said != why {
-            console.say(&format!("waiting for {node}: {why}"));
+            console.say(&format!("waiting to {what} {node}: {why}"));
             said = why;
         }
         task::sleep(Duration::from_millis(wait_ms)).await;
     }
 }
 
-/// Whether the same may commit when it is sent again.
-fn is_passing(receipt: &Receipt) -> bool {
-    receipt.outcome == Outcome::Aborted && receipt.error_code.as_deref().is_some_and(|code| NOT_NOW.contains(&code))
+fn is_one_of(codes: &[&str], code: Option<&str>) -> bool {
+    code.is_some_and(|code| codes.contains(&code))
 }
 
 /// Why the members did not want it.
@@ -77,15 +94,6 @@ fn objections(receipt: &Receipt) -> String {
     let said = no.filter_map(|line| Some(format!(": {}", line.reason.as_ref()?)));
     let reason = receipt.reason.clone().unwrap_or_else(|| "aborted".into());
     [reason].into_iter().chain(said).collect()
-}
-
-/// Removes a member and prints the receipt.
-pub async fn remove(args: MemberArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
-    let MemberArgs { node, idempotency_key } = args;
-    let (client, _) = coordinator(&mut mesh, Some(&node)).await?;
-    let key = key_or_random(idempotency_key);
-    let request = MembersRequest { action: MembersAction::Remove, node, idempotency_key: Some(key.clone()) };
-    submit(client, PATH, &request, &key, console).await
 }
 
 /// The first node that is a member and not the one that it is about: that one may have lost its log, and know nothing. If there is no
@@ -215,12 +223,31 @@ mod tests {
         });
         let added = ran(&format!("canary-mesh members add node-d --endpoint {}", node.address));
         assert_eq!(added.exit, Exit::Ok, "{added:?}");
-        let expected = "waiting for node-d: node-a has no link to node-d\n\
-                        waiting for node-d: node-d is at slot 1 and node-a at 40\n\
-                        waiting for node-d: node-b voted no: node-b has not heard of node-d\n";
+        let expected = "waiting to add node-d: node-a has no link to node-d\n\
+                        waiting to add node-d: node-d is at slot 1 and node-a at 40\n\
+                        waiting to add node-d: node-b voted no: node-b has not heard of node-d\n";
         assert_eq!(added.err, expected);
         let keys: Vec<_> = node.sent_to("/members").iter().map(|sent| sent["idempotency_key"].clone()).collect();
         assert!(keys.len() == 5 && keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+    }
+
+    #[test]
+    fn a_removal_waits_until_a_dead_member_is_fenced_and_not_where_the_mesh_would_be_stranded() {
+        let aborted = |code: &str, reason: &str| {
+            let mut aborted = receipt("aborted", 5);
+            (aborted["error_code"], aborted["reason"]) = (code.into(), reason.into());
+            answer(503, &aborted)
+        };
+        let tries = Mutex::new(0);
+        let dead = node("node-a", &THREE, move || {
+            *tries.lock().unwrap() += 1;
+            if *tries.lock().unwrap() == 1 { aborted("no_vote", "no vote from node-c") } else { answer(200, &receipt("committed", 6)) }
+        });
+        let removed = ran(&format!("canary-mesh members remove node-c --endpoint {}", dead.address));
+        assert_eq!((removed.exit, removed.err.as_str()), (Exit::Ok, "waiting to remove node-c: no vote from node-c\n"));
+        let stranded = node("node-a", &THREE, move || aborted("vetoed", "node-a voted no"));
+        let refused = ran(&format!("canary-mesh members remove node-b --endpoint {}", stranded.address));
+        assert_eq!((refused.exit, stranded.sent_to("/members").len()), (Exit::Refused, 1), "{refused:?}");
     }
 
     #[test]
