@@ -265,6 +265,24 @@ fn what_cannot_be_added_or_removed_is_refused_with_what_to_do() {
     assert!(said.contains("runs in mesh test, and peers.json is of mesh other"), "{said}");
     mesh.nodes[d].peers = mesh.peers_file();
 
+    // Nobody is where peers.json says: it asks on, says whom, and can be told to stop.
+    let mut nowhere = mesh.peers().clone();
+    for (at, peer) in nowhere["peers"].as_array_mut().unwrap().iter_mut().take(3).enumerate() {
+        peer["data"] = json!(format!("127.0.0.1:{}", mesh.nodes[at].control));
+        peer["control"] = json!(format!("127.0.0.1:{}", mesh.nodes[at].data));
+    }
+    mesh.nodes[d].peers = mesh.dir.path().join("nowhere.json");
+    write_whole(&mesh.nodes[d].peers, &nowhere);
+    mesh.start(d, &["--join"]);
+    wait_for("node-d says whom it has asked", || {
+        let events = mesh.events_of(d);
+        events.lines().any(|line| line.contains("\"joining\"") && line.contains("node-a: ") && line.contains("node-c: "))
+    });
+    mesh.signal(d, rustix::process::Signal::TERM);
+    assert!(mesh.ended(d).success(), "a node that is told to stop exits with 0");
+    assert!(!mesh.log_of(d).exists());
+    mesh.nodes[d].peers = mesh.peers_file();
+
     mesh.start(d, &["--join"]);
     let added = run(&mesh, &["--timeout", "60s", "members", "add", "node-d", "--idempotency-key", "once"]);
     assert_eq!(code(&added), 0, "{}", text(&added));
