@@ -31,11 +31,11 @@ pub async fn submit(
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
-    Ok(tell(client, receipt, key, console).await)
+    Ok(conclude(client, receipt, key, console).await)
 }
 
 /// Waits a moment until the live members have applied what was committed, and prints the receipt.
-pub async fn tell(client: &mut Client, mut receipt: Receipt, key: &str, console: &mut Console<'_>) -> Exit {
+pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, console: &mut Console<'_>) -> Exit {
     if receipt.outcome == Outcome::Committed {
         follow(client, &mut receipt).await;
     }
