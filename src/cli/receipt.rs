@@ -30,7 +30,12 @@ pub async fn submit(
     key: &str,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let mut receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    let receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    Ok(conclude(client, receipt, key, console).await)
+}
+
+/// Waits a moment until the live members have applied what was committed, and prints the receipt.
+pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, console: &mut Console<'_>) -> Exit {
     if receipt.outcome == Outcome::Committed {
         follow(client, &mut receipt).await;
     }
@@ -39,7 +44,7 @@ pub async fn submit(
         console.say(&ask_again(&receipt.txid, &client.target.endpoint));
         console.say(&repeat(key));
     }
-    Ok(exit)
+    exit
 }
 
 /// Sends a change to one node and reads the receipt, whatever the outcome.
@@ -50,7 +55,7 @@ pub async fn send(client: &mut Client, path: &str, request: &impl Serialize) -> 
 }
 
 /// What a failed change means: only a request that was never sent, or was refused, is known to have done nothing.
-fn failure(error: CallError, key: &str) -> Failure {
+pub fn failure(error: CallError, key: &str) -> Failure {
     let unknown = match &error {
         CallError::NoConnection { .. } => false,
         CallError::Refused { status, .. } => status.is_server_error() && status.as_u16() != 503,

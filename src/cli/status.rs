@@ -244,7 +244,9 @@ fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
         row.extend(std::iter::repeat_with(|| Field::maybe(None::<&str>)).take(7));
         return row;
     };
+    let learner = report.node.as_ref().is_some_and(|node| !seen.members.contains(node));
     let state = match (seen.health, seen.ready) {
+        _ if learner => Field::text("learner").toned(Tone::Doubt),
         (HealthWord::Ok, true) => Field::text("ready").toned(Tone::Good),
         (HealthWord::Ok, false) => Field::text("not ready").toned(Tone::Doubt),
         (HealthWord::Degraded, true) => Field::text("degraded").toned(Tone::Doubt),
@@ -380,6 +382,15 @@ mod tests {
         ] {
             assert!(shown.out.contains(said), "{said:?} in {}", shown.out);
         }
+    }
+
+    #[test]
+    fn a_node_that_is_not_a_member_is_shown_as_a_learner() {
+        let learner = story("node-d").start();
+        let [a, b, c] = three(|_| {});
+        let shown = status(&[&a, &b, &c, &learner], "");
+        let states: Vec<_> = shown.out.lines().skip(1).take(4).map(|line| line.split_whitespace().nth(2).unwrap()).collect();
+        assert_eq!(states, ["ready", "ready", "ready", "learner"], "{}", shown.out);
     }
 
     #[test]

@@ -381,7 +381,8 @@ fn a_node_is_refused_with_the_reason_on_both_sides() {
         (other_mesh, "a belongs to mesh prod, b to mesh test: check the addresses and \"mesh\" in both peers.json"),
         (
             other_genesis,
-            "the two meshes began differently: a with 02020202, b with 01010101; the first start of both needs the same genesis and peers",
+            "the two meshes began differently: a with 02020202, b with 01010101; the first start of both needs the same genesis and peers, \
+             and a node that comes later, or has lost its log, starts with `serve --join` and no log",
         ),
         (identity("aa"), "aa is not in the peers.json of b: add it there, or start it under an id that is"),
     ];

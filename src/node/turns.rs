@@ -131,7 +131,9 @@ impl Loop {
             lease_until: Time::default(),
             broken: None,
         };
-        running.turn(vec![Turn::Input(Input::Tick)]);
+        // Its first beat is to say already which models it lacks.
+        let health = Input::Health(health(&running.parts.gateway));
+        running.turn(vec![Turn::Input(health), Turn::Input(Input::Tick)]);
         loop {
             let mut ready = match next_turns(turns, &mut inbox, running.wait()) {
                 Ok(ready) => ready,

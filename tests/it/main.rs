@@ -15,6 +15,7 @@ mod consensus;
 mod data_plane;
 mod history;
 mod logs;
+mod members;
 mod mesh;
 mod nemesis;
 mod partitions;
