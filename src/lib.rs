@@ -42,7 +42,7 @@
 //!
 //! # Code map
 //!
-//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`] and [`peers`] stand beside
+//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`], [`peers`] and `clock` stand beside
 //! the core: shapes and a file format that several of the others read. [`sim`] uses the core and the log's format, and is used by [`cli`]
 //! only. `tests/it/tidy.rs` checks the most important of these arrows,
 //! and that the core has no I/O, no clock, no randomness, no async and no logging.
@@ -58,6 +58,7 @@
 //! | [`cli`] | one file per command |
 //! | [`api`] | the JSON that goes in and out over HTTP; the front writes it and the command line reads it |
 //! | [`peers`] | peers.json |
+//! | `clock` | the clocks a node goes by: read by the shell, and by the gateway for each request to a canary |
 //! | [`sim`] | many cores in one thread with simulated networks, disks and clocks, to find out whether they ever disagree |
 //!
 //! # An example
@@ -124,6 +125,7 @@
 
 pub mod api;
 pub mod cli;
+mod clock;
 pub mod core;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -35,9 +35,11 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        // The lease before the state: see `Gateway::lease`.
+        let lease_until = self.lease_until();
         let snapshot = self.snapshot.load_full();
         let request_id = request_id(request.headers());
-        let mut response = match self.choose(&snapshot, route, request.headers()) {
+        let mut response = match self.choose(&snapshot, lease_until, route, request.headers()) {
             Ok(chosen) => self.answer(&chosen, request, request_id).await,
             Err(refusal) => refusal.answer(request_id),
         };
@@ -47,7 +49,13 @@ impl Gateway {
         response
     }
 
-    fn choose<'s>(&self, snapshot: &'s Snapshot, name: &'s RouteName, headers: &HeaderMap) -> Result<Chosen<'s>, Refusal> {
+    fn choose<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        lease_until: Time,
+        name: &'s RouteName,
+        headers: &HeaderMap,
+    ) -> Result<Chosen<'s>, Refusal> {
         let Some(route) = snapshot.routes.get(name) else {
             let names: Vec<_> = snapshot.routes.keys().map(RouteName::as_str).collect();
             return Err(if names.is_empty() {
@@ -59,7 +67,7 @@ impl Gateway {
             });
         };
         let asked = asked(headers)?;
-        let (variant, reason) = route.offer(snapshot.canary_allowed).choose(asked, || fastrand::u16(..WEIGHT_WHOLE_BP));
+        let (variant, reason) = route.offer(lease_until).choose(asked, || fastrand::u16(..WEIGHT_WHOLE_BP), || (self.clock)());
         Ok(Chosen { name, route, serving: route.serving(variant), variant, reason })
     }
 

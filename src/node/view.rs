@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::FenceView;
 use crate::core::durable::Durable;
 use crate::core::ids::{Incarnation, NodeId, Slot, Time, TxId};
 use crate::core::message::Head;
@@ -16,8 +17,8 @@ pub struct View {
     pub state: Arc<RoutingState>,
     /// This start's number.
     pub incarnation: Incarnation,
-    /// Whether a canary may be served.
-    pub canary_allowed: bool,
+    /// The members that somebody has fenced.
+    pub fenced: Vec<FenceView>,
     /// The open slot, if a transaction holds it: the slot, the transaction, since when.
     pub open: Option<(Slot, Option<TxId>, Time)>,
     /// What is known of the others.
@@ -48,7 +49,7 @@ impl View {
             head: durable.head(),
             state: Arc::new(durable.state().clone()),
             incarnation: durable.incarnation(),
-            canary_allowed: false,
+            fenced: Vec::new(),
             open: None,
             peers: BTreeMap::new(),
             complaints: vec!["the node is starting".into()],
