@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::ballot::Ballot;
 use crate::core::ids::{NodeId, Slot, Time, TxId};
-use crate::core::io::{After, CallerId, Event, Outcome, Output, Proposal, Receipt};
+use crate::core::io::{AdvanceVotes, After, CallerId, Event, Outcome, Output, Proposal, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer};
 use crate::core::mutant::mutated;
 use crate::core::resolver::RESOLVE_SPLIT_MS;
@@ -69,6 +69,7 @@ pub(super) struct Voting {
     pub(super) slot: Slot,
     pub(super) ballot: Ballot,
     pub(super) tx: Transaction,
+    pub(super) advance_votes: AdvanceVotes,
     pub(super) heard: BTreeMap<NodeId, PrepareAnswer>,
     pub(super) deadline: Time,
 }
@@ -119,7 +120,6 @@ impl Voting {
         let heard = |node: &NodeId| self.heard.get(node);
         let promises = self.heard.iter().filter(|(node, answer)| answer.is_promise() && pledged(node)).count();
         let refusals = self.heard.values().filter(|answer| !answer.is_promise()).count();
-        let yes = state.members.keys().filter(|node| heard(node).is_some_and(PrepareAnswer::is_yes)).count();
         if promises < state.majority() {
             let still_possible = state.members.len() - refusals >= state.majority();
             return match still_possible && !over {
@@ -131,16 +131,34 @@ impl Voting {
         if let Some(value) = highest_accepted(self.heard.values().filter_map(PrepareAnswer::accepted)) {
             return Tally::Adopt(value);
         }
-        if self.tx.kind == Kind::Reduce || yes == state.members.len() {
+        let fenced = self.excusable(state, &pledged);
+        // A no stands, whoever says it; an answer that may still come is waited for.
+        let excused = |node: &NodeId| match heard(node) {
+            None => fenced.contains(node) && (over || !linked.contains(node)),
+            Some(PrepareAnswer::Voted { vote, .. }) => vote.yes,
+            Some(_) => fenced.contains(node),
+        };
+        if self.tx.kind == Kind::Reduce || state.members.keys().all(excused) {
             return Tally::Commit;
         }
         let no_more_to_hear = state.members.keys().all(|node| heard(node).is_some() || !linked.contains(node));
-        let cannot_commit = yes < self.heard.len();
+        let cannot_commit = !self.heard.keys().all(excused);
         match (cannot_commit, over || (cannot_commit && no_more_to_hear)) {
             (_, true) => Tally::Abort(self.cause(state, over)),
             (true, false) => Tally::Hurry,
             (false, false) => Tally::Wait,
         }
+    }
+
+    /// The members that it may do without: a majority has said yes, and that they get no grant before they have decided this slot.
+    fn excusable(&self, state: &RoutingState, pledged: impl Fn(&NodeId) -> bool) -> BTreeSet<NodeId> {
+        if self.advance_votes == AdvanceVotes::All {
+            return BTreeSet::new();
+        }
+        let fences =
+            |answer: &PrepareAnswer, member: &NodeId| matches!(answer, PrepareAnswer::Voted { fenced, .. } if fenced.contains(member));
+        let fencers = |member: &NodeId| self.heard.iter().filter(|(node, answer)| fences(answer, member) && pledged(node)).count();
+        state.members.keys().filter(|member| fencers(member) >= state.majority()).cloned().collect()
     }
 
     /// Whether this is a `reduce` and another driver is at work on the slot: it does not wait for that one's end.
@@ -192,10 +210,6 @@ impl Voting {
 impl PrepareAnswer {
     fn is_promise(&self) -> bool {
         matches!(self, PrepareAnswer::Voted { .. })
-    }
-
-    fn is_yes(&self) -> bool {
-        matches!(self, PrepareAnswer::Voted { vote, .. } if vote.yes)
     }
 
     fn accepted(&self) -> Option<&(Ballot, Value)> {
@@ -337,7 +351,8 @@ impl Node {
         self.event(Event::Proposed { slot, ballot: ballot.to_string(), txid: txid.clone(), kind });
         let (fate, votes) = (Fate::Voting, Vec::new());
         self.in_flight = Some(InFlight { txid, slot, request, answered: false, votes, fate, answer_by: deadline });
-        self.driver = Some(Driver::Voting(Voting { slot, ballot: ballot.clone(), tx: tx.clone(), heard: BTreeMap::new(), deadline }));
+        let (advance_votes, heard) = (self.settings.advance_votes, BTreeMap::new());
+        self.driver = Some(Driver::Voting(Voting { slot, ballot: ballot.clone(), tx: tx.clone(), advance_votes, heard, deadline }));
         self.broadcast(Message::PrepareReq { slot, ballot, tx, base_hash });
     }
 
@@ -382,6 +397,7 @@ impl Node {
                 self.propose_value(Value::Commit(Commit { tx, state_hash, votes, excused, at }), Fate::MayCommit);
             }
             Tally::Abort(cause) => {
+                let cause = self.with_fences(cause);
                 let (txid, kind) = (Some(voting.tx.txid.clone()), Some(voting.tx.kind));
                 let abort = Abort { txid, kind, cause: cause.clone(), votes: voting.votes(), at };
                 self.propose_value(Value::Abort(abort), Fate::Doomed(cause));
@@ -398,6 +414,17 @@ impl Node {
                 self.next_proposal();
             }
         }
+    }
+
+    /// Tells when an advance will do without those that did not vote.
+    fn with_fences(&self, cause: AbortCause) -> AbortCause {
+        let AbortCause::NoVote(mut missing) = cause else { return cause };
+        for (node, why) in missing.iter_mut().filter(|_| self.settings.advance_votes == AdvanceVotes::Unfenced) {
+            if let Some(ms) = self.fenced_in_ms(node) {
+                why.push_str(&format!("; it may hold a lease for {:.1} s more, and is not needed after that", ms as f64 / 1_000.0));
+            }
+        }
+        AbortCause::NoVote(missing)
     }
 
     fn propose_value(&mut self, value: Value, fate: Fate) {

@@ -27,7 +27,7 @@ impl Node {
         }
         match &self.driver {
             None => 0u8.hash(into),
-            Some(Driver::Voting(Voting { slot, ballot, tx, heard, deadline })) => {
+            Some(Driver::Voting(Voting { slot, ballot, tx, advance_votes: _, heard, deadline })) => {
                 (1u8, slot, ballot, tx, heard, left(now, *deadline)).hash(into);
             }
             Some(Driver::Resolving(Resolving { slot, ballot, cause, heard, deadline })) => {
@@ -48,6 +48,9 @@ impl Node {
             (left(now, at_the_latest), delay_ms, rank_ms, cause).hash(into);
         }
         (&self.vetting, self.resolve_tries, &self.stash, self.fetching.map(|at| left(now, at))).hash(into);
+        let (held, granted) = (self.leases.held.iter(), self.leases.granted.iter());
+        held.chain(granted).for_each(|(node, until)| (node, left(now, *until)).hash(into));
+        left(now, self.leases.fence_from).hash(into);
         (&self.receipts, &self.pinned_by, self.caught_up, &self.diverged, self.round, self.transactions).hash(into);
     }
 

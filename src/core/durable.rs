@@ -54,6 +54,8 @@ pub struct Durable {
     open: OpenSlot,
     peers: BTreeMap<NodeId, DiskId>,
     admitted: bool,
+    lease_ms: u64,
+    fences: BTreeMap<NodeId, Slot>,
     /// The mistake that is made on purpose.
     #[cfg(feature = "mutants")]
     mutant: Option<Mutant>,
@@ -136,8 +138,8 @@ pub enum ReplayError {
         /// Its ballot.
         ballot: Ballot,
     },
-    /// A decision out of order.
-    #[error("record {index}: slot {slot} decided while slot {expected} is open")]
+    /// A decision or a fence out of order.
+    #[error("record {index}: it is about slot {slot} while slot {expected} is open")]
     Order {
         /// The record's number.
         index: usize,
@@ -208,6 +210,8 @@ impl Durable {
             open,
             peers,
             admitted: false,
+            lease_ms: 0,
+            fences: BTreeMap::new(),
             #[cfg(feature = "mutants")]
             mutant: None,
             #[cfg(feature = "mutants")]
@@ -239,6 +243,15 @@ impl Durable {
                 self.peers.insert(node, disk_id);
             }
             Record::Admitted => self.admitted = true,
+            Record::Lease { lease_ms } => self.lease_ms = lease_ms,
+            Record::Fence { member, slot } => {
+                let expected = self.head.slot + 1;
+                if slot > expected {
+                    return Err(ReplayError::Order { index, slot, expected });
+                }
+                let fenced = self.fences.entry(member).or_default();
+                *fenced = slot.max(*fenced);
+            }
             Record::Promise { slot, ballot } => {
                 self.check(index, "a promise", slot, &ballot, self.open.may_promise(&ballot))?;
                 self.open.promised = Some(ballot);
@@ -344,6 +357,8 @@ impl Durable {
         records.extend(self.peers.iter().map(|(node, disk_id)| Record::Peer { node: node.clone(), disk_id: *disk_id }));
         records.extend(self.admitted.then_some(Record::Admitted));
         records.extend(self.decisions.iter().map(|decision| Record::Decided { decision: decision.clone() }));
+        records.extend((self.lease_ms > 0).then_some(Record::Lease { lease_ms: self.lease_ms }));
+        records.extend(self.fences.iter().map(|(member, slot)| Record::Fence { member: member.clone(), slot: *slot }));
         let slot = self.head.slot + 1;
         // The promise comes last when it is above the rest, so each of these is allowed where it stands.
         if let Some(tx) = &self.open.prepared {
@@ -434,6 +449,16 @@ impl Durable {
             Some(member) => member.disk_id == Some(self.disk_id) || (member.disk_id.is_none() && self.admitted),
             None => false,
         }
+    }
+
+    /// The longest time for which this node may have granted a lease, in milliseconds.
+    pub fn lease_ms(&self) -> u64 {
+        self.lease_ms
+    }
+
+    /// The slot that this member must have decided before it gets a grant from this node.
+    pub fn fence(&self, member: &NodeId) -> Option<Slot> {
+        self.fences.get(member).copied()
     }
 
     /// The kept decisions from this slot on, oldest first.
@@ -595,6 +620,8 @@ mod tests {
             Record::Promise { slot: 5, ballot: ballot(7) },
             Record::Peer { node: NodeId::new("b").unwrap(), disk_id: DiskId([9; 8]) },
             Record::Admitted,
+            Record::Lease { lease_ms: 6_000 },
+            Record::Fence { member: NodeId::new("b").unwrap(), slot: 5 },
             Record::Decided { decision },
         ];
         for record in steps {
@@ -614,6 +641,7 @@ mod tests {
         let impossible = [
             Record::Promise { slot: 5, ballot: ballot(5) },
             Record::Promise { slot: 6, ballot: ballot(9) },
+            Record::Fence { member: NodeId::new("b").unwrap(), slot: 6 },
             Record::Prepared { slot: 5, ballot: ballot(9), tx: tx(10, 900) },
             Record::Accepted { slot: 5, ballot: ballot(4), value: decision.value.clone() },
             Record::Decided { decision: Decision { slot: 6, ..decision } },

@@ -11,9 +11,10 @@
 //! | before this leaves the node | this is synced |
 //! |---|---|
 //! | any message at all | `Boot` (the shell writes it before it starts the core) |
-//! | PREPARE_RESP with a vote, yes or no | `Prepared` or `Promise` |
+//! | PREPARE_RESP with a vote, yes or no | `Prepared` or `Promise`, and before a yes every `Fence` that it names |
 //! | RESOLVE_RESP with a promise | `Promise` |
 //! | ACCEPT_RESP that accepts | `Accepted` |
+//! | GRANT of a longer lease than any before | `Lease` |
 //! | PINNED | `Peer` |
 
 use std::sync::Arc;
@@ -327,6 +328,20 @@ pub enum Event {
     },
     /// Every member has recorded this node's disk.
     Admitted,
+    /// A majority lets this node serve a canary.
+    LeaseHeld,
+    /// No majority does any more: canary requests are answered by stable.
+    LeaseLost,
+    /// All grants of this node to a member have run out.
+    Fenced {
+        /// The member.
+        member: NodeId,
+    },
+    /// A member that was fenced gets grants again.
+    FenceLifted {
+        /// The member.
+        member: NodeId,
+    },
     /// The node is where a majority is.
     CaughtUp {
         /// Its head.

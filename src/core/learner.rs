@@ -35,6 +35,7 @@ impl Node {
         if self.append(Record::Decided { decision: decision.clone() }).is_none() {
             return false;
         }
+        self.note_decided(&decision);
         let Decision { slot, version, state_hash, .. } = decision;
         let (txid, value) = (decision.value.txid().cloned(), decision.word());
         self.event(Event::Decided { slot, txid, value, version, state_hash, reason });
@@ -173,6 +174,7 @@ impl Node {
             self.check_hash(from, beat.head.slot, beat.head.state_hash);
         }
         self.check_caught_up();
+        self.grant(from, &beat);
     }
 
     /// After a restart a node serves stable only, until it is where a majority is. A value that was accepted in the open slot
@@ -197,6 +199,8 @@ impl Node {
         }
         if !own && !elsewhere {
             self.caught_up = true;
+            // Asks for grants.
+            self.next_beat = self.now.time;
             self.event(Event::CaughtUp { slot: self.durable.head().slot });
             self.apply();
             self.arm_resolver();
@@ -206,7 +210,7 @@ impl Node {
     pub(super) fn tell_applied(&mut self) {
         self.tell_at = None;
         for peer in std::mem::take(&mut self.to_tell) {
-            self.send_heartbeat(&peer);
+            self.send_heartbeat(&peer, false);
         }
     }
 
@@ -214,27 +218,34 @@ impl Node {
         (self.to_tell, self.tell_at) = (BTreeSet::new(), None);
         self.beats += 1;
         self.next_beat = self.now.time.plus_ms(self.settings.heartbeat_ms);
+        self.shorten_lease();
+        self.note_fences();
+        self.ask_for_grants();
         let digest = self.liveness.digest();
-        let heartbeat = self.heartbeat(digest);
+        let heartbeat = self.heartbeat(digest, true);
         for peer in self.liveness.linked().cloned().collect::<Vec<_>>() {
             self.send(&peer, Message::Heartbeat(heartbeat.clone()), After::Nothing);
         }
     }
 
     /// A beat out of turn, to one peer: where this node is now.
-    pub(super) fn send_heartbeat(&mut self, to: &NodeId) {
+    pub(super) fn send_heartbeat(&mut self, to: &NodeId, asks: bool) {
         self.beats += 1;
-        let heartbeat = self.heartbeat(Vec::new());
+        if asks {
+            self.ask_for_grants();
+        }
+        let heartbeat = self.heartbeat(Vec::new(), asks);
         self.send(to, Message::Heartbeat(heartbeat), After::Nothing);
     }
 
-    fn heartbeat(&self, digest: Vec<DigestEntry>) -> Heartbeat {
+    fn heartbeat(&self, digest: Vec<DigestEntry>, asks: bool) -> Heartbeat {
         let open = self.durable.open();
         let prepared = open.prepared.as_ref().map(|tx| tx.txid.clone());
         let accepted = open.accepted.is_some();
         let summary = OpenSummary { slot: self.open_slot(), promised: open.promised.clone(), prepared, accepted };
         let open = open.promised.is_some().then_some(summary);
-        Heartbeat { beat: self.beats, head: self.durable.head(), kept: self.kept, open, health: self.health.clone(), digest }
+        let (lease, health) = (self.lease_summary(asks), self.health.clone());
+        Heartbeat { beat: self.beats, head: self.durable.head(), kept: self.kept, open, lease, health, digest }
     }
 
     /// When the next unanswered `FETCH` may be repeated.
@@ -281,6 +292,9 @@ impl Node {
         };
         let has_it = |node: &&NodeId| *node == self.id() || self.liveness.head_slot(node).is_some_and(|head| head >= decision.slot);
         let (applied, waiting) = self.durable.state().members.keys().partition(|node| has_it(node));
+        let (applied, waiting) = (cloned(applied), cloned(waiting));
+        let reduces = decision.value.is_commit() && decision.value.kind() == Some(Kind::Reduce);
+        let leases_end_ms = reduces.then(|| self.leases_end_ms(decision.slot, &waiting));
         Receipt {
             txid,
             outcome,
@@ -289,9 +303,9 @@ impl Node {
             state_hash: decision.state_hash,
             votes: decision.value.votes().to_vec(),
             excused,
-            applied: cloned(applied),
-            waiting: cloned(waiting),
-            leases_end_ms: None,
+            applied,
+            waiting,
+            leases_end_ms,
             elapsed_us: None,
         }
     }

@@ -1,34 +1,295 @@
-//! Leases and fences.
+//! Leases and fences: nobody serves a canary that it should not.
+//!
+//! A canary is served on a lease, and stable is what a node serves without one. Beats ask for grants; a node holds a lease while the
+//! grants of a majority, its own included, have not run out. No grant is given to a member that lacks what lowers exposure or changes who
+//! counts, so a committed `reduce` plus one lease means that no request anywhere meets what it took away.
+//!
+//! A member is **fenced** here when all that was granted to it has run out. A yes names the members that its voter has fenced, and puts that
+//! on record first: they get no grant before they have decided this slot. Whoever a majority of the yes votes has fenced holds no lease
+//! and gets none, so an `advance` may go on without its vote.
+//!
+//! Clocks may differ by [`DRIFT_PERCENT_MAX`]. The holder counts from the moment it sent the beat, and a little less than the lease; the
+//! grantor counts the whole lease from the moment it got it. Times are of CLOCK_BOOTTIME, which runs through a suspend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::Node;
-use crate::core::ids::{NodeId, Time};
-use crate::core::io::Output;
+use crate::core::ids::{NodeId, Slot, Time};
+use crate::core::io::{After, Event, Output};
+use crate::core::message::{Grant, Heartbeat, LeaseSummary, Message};
+use crate::core::mutant::mutated;
+use crate::core::record::Record;
+use crate::core::state::Kind;
+use crate::core::value::{Decision, Value};
+
+/// How much faster or slower than true time a clock may run, in percent.
+pub const DRIFT_PERCENT_MAX: u64 = 1;
+/// Decisions whose moment is remembered; those before count as old.
+const DECIDED_AT_MAX: usize = 1_024;
+
+/// For how long the holder of a grant may count on it, in milliseconds, from the moment it sent the beat.
+pub fn held_ms(lease_ms: u64) -> u64 {
+    lease_ms.saturating_mul(100 - DRIFT_PERCENT_MAX) / (100 + DRIFT_PERCENT_MAX)
+}
+
+/// What a node knows of leases besides its log.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Leases {
+    /// The beats that asked for grants not long ago, and when they were sent.
+    asked: VecDeque<(u64, Time)>,
+    /// Until when the grant of each member counts here.
+    pub(super) held: BTreeMap<NodeId, Time>,
+    /// What the shell was last told, and whether that was a lease.
+    told: Time,
+    was_held: bool,
+    /// Until when what this process has granted to each member may be counted on.
+    pub(super) granted: BTreeMap<NodeId, Time>,
+    /// Nobody is fenced before this: what an earlier process granted, or who was a member then, has run out by then.
+    pub(super) fence_from: Time,
+    /// Before this, grants that are longer than the present setting may still run.
+    shorter_from: Time,
+    /// Who was fenced at the last beat.
+    fenced: BTreeSet<NodeId>,
+    /// When the last slots were decided here.
+    decided_at: VecDeque<(Slot, Time)>,
+}
 
 impl Node {
-    /// Until when this node may serve a canary; a moment that has passed if it may not.
+    // The holder.
+
+    /// A beat that asks for grants is about to be sent. This node grants to itself by the same rule as to others.
+    pub(super) fn ask_for_grants(&mut self) {
+        let (now, lease_ms) = (self.now.time, self.settings.lease_ms);
+        self.leases.asked.retain(|(_, sent)| sent.plus_ms(lease_ms) > now);
+        self.leases.asked.push_back((self.beats, now));
+        let own = self.id().clone();
+        if self.may_grant(&own, self.durable.head().slot) {
+            self.hold(own, now, lease_ms);
+        }
+    }
+
+    /// Whether this node has a use for grants: whoever may not take part serves stable.
+    fn wants_grants(&self) -> bool {
+        self.caught_up && self.may_not_take_part().is_none()
+    }
+
+    pub(super) fn on_grant(&mut self, from: NodeId, grant: &Grant) {
+        let asked = self.leases.asked.iter().find(|(beat, _)| *beat == grant.beat);
+        let Some((_, sent)) = asked.filter(|_| grant.incarnation == self.durable.incarnation()) else { return };
+        let counts_from = if mutated!(self, LeaseFromAnswer) { self.now.time } else { *sent };
+        self.hold(from, counts_from, grant.lease_ms.min(self.settings.lease_ms));
+    }
+
+    fn hold(&mut self, grantor: NodeId, from: Time, lease_ms: u64) {
+        let held = self.leases.held.entry(grantor).or_default();
+        *held = from.plus_ms(held_ms(lease_ms)).max(*held);
+    }
+
+    /// Until when this node may serve a canary; a moment that has passed, or 0, if it may not.
     pub fn lease_until(&self) -> Time {
-        if self.caught_up && self.diverged.is_none() { Time(u64::MAX) } else { Time(0) }
-    }
-
-    /// The members that are fenced by somebody for the open slot, and by whom as far as this node knows.
-    pub fn fences(&self) -> BTreeMap<NodeId, Vec<NodeId>> {
-        BTreeMap::new()
-    }
-
-    /// Whether a majority has fenced this member: it holds no lease, and gets none before it has caught up.
-    pub fn is_fenced(&self, member: &NodeId) -> bool {
-        let _ = member;
-        false
+        if !self.wants_grants() {
+            return Time(0);
+        }
+        let state = self.durable.state();
+        let mut until: Vec<_> = state.members.keys().filter_map(|member| self.leases.held.get(member)).collect();
+        until.sort_unstable_by(|one, other| other.cmp(one));
+        until.get(state.majority() - 1).map_or(Time(0), |until| **until)
     }
 
     /// The shell hears of every change of the lease, in the step that makes it.
     pub(super) fn tell_lease(&mut self) {
         let until = self.lease_until();
-        if until != self.lease_told {
-            self.lease_told = until;
+        if until != self.leases.told {
+            self.leases.told = until;
             self.out.push(Output::Lease { until });
         }
+        let held = self.may_serve_canary();
+        if held != self.leases.was_held {
+            self.leases.was_held = held;
+            self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
+        }
+    }
+
+    // The grantor.
+
+    /// A beat that asks for a grant gets one, unless its sender must not serve a canary by what it has applied.
+    pub(super) fn grant(&mut self, to: &NodeId, beat: &Heartbeat) {
+        if !beat.lease.asks || !self.may_grant(to, beat.head.slot) {
+            return;
+        }
+        let (now, lease_ms) = (self.now.time, self.settings.lease_ms);
+        let mut after = After::Nothing;
+        if lease_ms > self.durable.lease_ms() {
+            // After a restart this node has to know for how long it may have granted.
+            let Some(index) = self.append(Record::Lease { lease_ms }) else { return };
+            after = After::Synced(index);
+        }
+        let granted = self.leases.granted.entry(to.clone()).or_default();
+        *granted = now.plus_ms(lease_ms).max(*granted);
+        let grant = Grant { incarnation: self.link_incarnation(to), beat: beat.beat, lease_ms };
+        self.send(to, Message::Grant(grant), after);
+    }
+
+    /// The lease has been set to less: the log is told when nothing longer can run any more.
+    pub(super) fn shorten_lease(&mut self) {
+        let lease_ms = self.settings.lease_ms;
+        if lease_ms < self.durable.lease_ms() && self.now.time >= self.leases.shorter_from {
+            self.append(Record::Lease { lease_ms });
+        }
+    }
+
+    /// New settings, or a new process: what was granted before runs on.
+    pub(super) fn wait_for_longer_grants(&mut self) {
+        self.leases.shorter_from = self.now.time.plus_ms(self.durable.lease_ms());
+    }
+
+    /// Whether a member that has decided up to `head` may serve a canary by that, as far as this node knows.
+    ///
+    /// What lowers exposure withholds from its first accept on: every majority of grants meets the majority that accepted it. So does
+    /// a change of the members: who still goes by the members of before may count grants to a majority that is none any more.
+    fn may_grant(&self, to: &NodeId, head: Slot) -> bool {
+        if self.may_not_take_part().is_some() || !self.durable.state().members.contains_key(to) {
+            return false;
+        }
+        if self.durable.fence(to).is_some_and(|slot| head < slot) && !mutated!(self, FenceNotKept) {
+            return false;
+        }
+        let accepted = self.durable.open().accepted.as_ref().map(|(_, value)| value);
+        if accepted.is_some_and(|value| self.withholds(value)) && head < self.open_slot() {
+            return false;
+        }
+        if head >= self.durable.head().slot {
+            return true;
+        }
+        let one_beat_ago = self.now.time.0.saturating_sub(self.settings.heartbeat_ms.saturating_mul(1_000));
+        let fresh = self.decided_at(head + 1).is_some_and(|at| at.0 >= one_beat_ago);
+        let kept = head + 1 >= self.durable.first_kept();
+        fresh && kept && !self.durable.decisions_from(head + 1).any(|decision| self.withholds(&decision.value))
+    }
+
+    fn withholds(&self, value: &Value) -> bool {
+        let Value::Commit(commit) = value else { return false };
+        match commit.tx.kind {
+            Kind::Reduce => !mutated!(self, ReduceNotWithheld),
+            Kind::Config => !mutated!(self, ConfigNotWithheld),
+            Kind::Advance => false,
+        }
+    }
+
+    /// A slot has been decided here. When it changed the members, those of before may hold grants that this node never gave.
+    pub(super) fn note_decided(&mut self, decision: &Decision) {
+        if self.leases.decided_at.len() == DECIDED_AT_MAX {
+            self.leases.decided_at.pop_front();
+        }
+        self.leases.decided_at.push_back((decision.slot, self.now.time));
+        let new_members = decision.value.is_commit() && decision.value.kind() == Some(Kind::Config);
+        if new_members && !mutated!(self, NewMemberFencesAtOnce) {
+            self.fence_nobody_for_a_lease();
+        }
+    }
+
+    /// When this slot was decided here, if that was in this process and not long ago.
+    fn decided_at(&self, slot: Slot) -> Option<Time> {
+        let (first, _) = self.leases.decided_at.front()?;
+        let place = usize::try_from(slot.checked_sub(*first)?).ok()?;
+        self.leases.decided_at.get(place).filter(|(decided, _)| *decided == slot).map(|(_, at)| *at)
+    }
+
+    /// The longest lease that anybody grants, as far as this node knows, in milliseconds.
+    fn longest_lease_ms(&self) -> u64 {
+        let own = self.settings.lease_ms.max(self.durable.lease_ms());
+        self.liveness.peers().map(|(_, peer)| peer.lease.grants_ms).fold(own, u64::max)
+    }
+
+    // Fences.
+
+    /// At the first step, and when the members have changed.
+    pub(super) fn fence_nobody_for_a_lease(&mut self) {
+        self.leases.fence_from = self.now.time.plus_ms(self.longest_lease_ms()).max(self.leases.fence_from);
+    }
+
+    /// From when on this member counts as fenced here, if it stays silent: all that was granted to it has run out.
+    fn fenced_from(&self, member: &NodeId) -> Time {
+        let granted = self.leases.granted.get(member).copied().unwrap_or_default();
+        granted.max(self.leases.fence_from)
+    }
+
+    fn is_fenced_here(&self, member: &NodeId) -> bool {
+        self.may_not_take_part().is_none() && member != self.id() && self.now.time >= self.fenced_from(member)
+    }
+
+    /// With every beat: what it says of leases, and events for who has come to be fenced and who no longer is.
+    pub(super) fn lease_summary(&self, asks: bool) -> LeaseSummary {
+        let fenced = self.others().filter(|member| self.is_fenced_here(member)).cloned().collect();
+        LeaseSummary { asks: asks && self.wants_grants(), grants_ms: self.settings.lease_ms, fenced }
+    }
+
+    pub(super) fn note_fences(&mut self) {
+        let fenced: BTreeSet<_> = self.others().filter(|member| self.is_fenced_here(member)).cloned().collect();
+        let before = std::mem::replace(&mut self.leases.fenced, fenced.clone());
+        for member in fenced.difference(&before).cloned() {
+            self.event(Event::Fenced { member });
+        }
+        for member in before.difference(&fenced).cloned() {
+            self.event(Event::FenceLifted { member });
+        }
+    }
+
+    /// A yes in the open slot is about to be recorded: so is, before it, that the fenced get no grant until they have decided this slot.
+    pub(super) fn record_fences(&mut self) {
+        let slot = self.open_slot();
+        let new = |member: &&NodeId| self.is_fenced_here(member) && self.durable.fence(member).is_none_or(|fenced| fenced < slot);
+        for member in self.others().filter(new).cloned().collect::<Vec<_>>() {
+            self.append(Record::Fence { member, slot });
+        }
+    }
+
+    /// The members that a yes of this node in this slot has fenced.
+    pub(super) fn fenced_for(&self, slot: Slot) -> Vec<NodeId> {
+        let fenced = |member: &&NodeId| self.durable.fence(member).is_some_and(|fenced| fenced >= slot);
+        self.others().filter(fenced).cloned().collect()
+    }
+
+    /// The fenced members, and by whom each is, as far as this node knows.
+    pub fn fences(&self) -> BTreeMap<NodeId, Vec<NodeId>> {
+        let of = |member: &NodeId| {
+            let by: Vec<_> = self.fencers(member, 0).cloned().collect();
+            (!by.is_empty()).then(|| (member.clone(), by))
+        };
+        self.durable.state().members.keys().filter_map(of).collect()
+    }
+
+    /// Whether a majority has fenced this member: then it holds no lease.
+    pub fn is_fenced(&self, member: &NodeId) -> bool {
+        self.fencers(member, 0).count() >= self.durable.state().majority()
+    }
+
+    /// Who has fenced this member by its last beat, and had decided this slot by then.
+    fn fencers(&self, member: &NodeId, slot: Slot) -> impl Iterator<Item = &NodeId> {
+        let own = |by: &NodeId| by == self.id() && self.is_fenced_here(member);
+        let told = move |by: &NodeId| {
+            let peer = self.liveness.peer(by).filter(|peer| peer.head.is_some_and(|head| head.slot >= slot));
+            peer.is_some_and(|peer| self.is_alive(by) && peer.lease.fenced.contains(member))
+        };
+        self.durable.state().members.keys().filter(move |by| own(by) || told(by))
+    }
+
+    /// In how many milliseconds this member is fenced here, if it stays silent. `None` if it is already.
+    pub(super) fn fenced_in_ms(&self, member: &NodeId) -> Option<u64> {
+        let left_us = self.fenced_from(member).0.saturating_sub(self.now.time.0);
+        (left_us > 0).then_some(left_us.div_ceil(1_000))
+    }
+
+    /// Within how many milliseconds nobody serves a canary that the `reduce` in this slot took away, if these are all that lack it.
+    ///
+    /// A majority has accepted it and grants nothing to them since. Who is still fenced by a majority that has decided it had no lease then.
+    pub(super) fn leases_end_ms(&self, slot: Slot, waiting: &[NodeId]) -> u64 {
+        let majority = self.durable.state().majority();
+        if waiting.iter().all(|member| self.fencers(member, slot).count() >= majority) {
+            return 0;
+        }
+        let since = self.decided_at(slot).unwrap_or(self.started);
+        let left_us = since.plus_ms(self.longest_lease_ms()).0.saturating_sub(self.now.time.0);
+        left_us.div_ceil(1_000)
     }
 }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::core::ids::{Incarnation, NodeId, Slot, Time};
-use crate::core::message::{DIGEST_WHOLE_MEMBERS_MAX, DigestEntry, Head, HealthSnapshot, Heartbeat};
+use crate::core::message::{DIGEST_WHOLE_MEMBERS_MAX, DigestEntry, Head, HealthSnapshot, Heartbeat, LeaseSummary};
 
 /// Beats that may be missed before a member counts as down.
 pub const BEATS_MISSED_MAX: u64 = 3;
@@ -29,6 +29,8 @@ pub struct Peer {
     pub accepted: Option<Slot>,
     /// The last slot whose decision is synced there, by its last own heartbeat: what a crash there cannot take back.
     pub kept: Slot,
+    /// What it said of leases in its last own heartbeat.
+    pub lease: LeaseSummary,
     /// Its health in its last own heartbeat.
     pub health: HealthSnapshot,
     told: Option<DigestEntry>,
@@ -90,6 +92,7 @@ impl Liveness {
             peer.head = Some(beat.head);
             peer.accepted = beat.open.as_ref().filter(|open| open.accepted).map(|open| open.slot);
             peer.kept = beat.kept;
+            peer.lease = beat.lease.clone();
             peer.health = beat.health.clone();
         }
         for entry in beat.digest.iter().filter(|entry| &entry.node != own) {
@@ -147,7 +150,7 @@ mod tests {
 
     fn beat(beat: u64, head: Slot, digest: Vec<DigestEntry>) -> Heartbeat {
         let head = Head { slot: head, version: 0, state_hash: StateHash([0; 32]) };
-        Heartbeat { beat, head, kept: 0, open: None, health: HealthSnapshot::default(), digest }
+        Heartbeat { beat, head, kept: 0, open: None, lease: LeaseSummary::default(), health: HealthSnapshot::default(), digest }
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub enum Message {
         /// At most [`FETCH_DECISIONS_MAX`] of them.
         decisions: Vec<Decision>,
     },
+    /// For so long from the beat on you may serve a canary, as far as I am concerned.
+    Grant(Grant),
     /// I have recorded that this is your disk.
     Pinned {
         /// The receiver's disk.
@@ -105,6 +107,8 @@ pub enum PrepareAnswer {
         vote: Vote,
         /// The accepted value of the highest ballot.
         accepted: Option<(Ballot, Value)>,
+        /// With a yes: the members that get no grant from this one before they have decided this slot.
+        fenced: Vec<NodeId>,
     },
     /// Prepared for another transaction: no vote, no promise.
     Busy {
@@ -166,10 +170,34 @@ pub struct Heartbeat {
     pub kept: Slot,
     /// The open slot, if anything is promised or prepared in it.
     pub open: Option<OpenSummary>,
+    /// What it is about leases.
+    pub lease: LeaseSummary,
     /// The sender's own numbers, never another node's.
     pub health: HealthSnapshot,
     /// What the sender has heard of the members.
     pub digest: Vec<DigestEntry>,
+}
+
+/// What a beat says of leases.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct LeaseSummary {
+    /// The sender asks for a grant.
+    pub asks: bool,
+    /// How long the sender's own grants last, in milliseconds.
+    pub grants_ms: u64,
+    /// The members whose grants by the sender have all run out.
+    pub fenced: Vec<NodeId>,
+}
+
+/// The answer to a beat that asks for it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Grant {
+    /// The receiver's incarnation.
+    pub incarnation: Incarnation,
+    /// The receiver's beat: the grant counts from when that was sent.
+    pub beat: u64,
+    /// For how long, in milliseconds, by clocks without a fault.
+    pub lease_ms: u64,
 }
 
 /// How far a node's log is decided.

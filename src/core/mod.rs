@@ -40,6 +40,7 @@ use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
 use crate::core::durable::{Durable, Keep};
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Event, Input, LogIndex, Now, Output, Receipt, Settings};
+use crate::core::lease::Leases;
 use crate::core::liveness::Liveness;
 use crate::core::message::{HealthSnapshot, Message};
 use crate::core::mutant::mutated;
@@ -68,8 +69,9 @@ pub struct Node {
     kept: Slot,
     unkept: VecDeque<(LogIndex, Slot)>,
     out: Vec<Output>,
-    /// What the shell was last told of the lease.
-    lease_told: Time,
+    leases: Leases,
+    /// When the first step was.
+    started: Time,
     health: HealthSnapshot,
     /// What this node drives in the open slot.
     driver: Option<Driver>,
@@ -126,7 +128,8 @@ impl Node {
             synced: 0,
             pledge: (0, Time::default()),
             out: Vec::new(),
-            lease_told: Time::default(),
+            leases: Leases::default(),
+            started: Time::default(),
             health: HealthSnapshot::default(),
             driver: None,
             in_flight: None,
@@ -157,7 +160,11 @@ impl Node {
     /// The one entrance. The first step may be any input; `Tick` will do.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
         debug_assert!(now.time >= self.now.time, "time runs backwards");
+        let first = self.now == Now::default();
         self.now = Now { time: now.time.max(self.now.time), ..now };
+        if first {
+            self.begin();
+        }
         match input {
             Input::Tick => self.on_tick(),
             Input::Synced(index) => self.on_synced(index),
@@ -173,10 +180,21 @@ impl Node {
             Input::Propose { caller, proposal } => self.on_propose(caller, proposal),
             Input::Vetted { slot, ballot, vote } => self.on_vetted(slot, ballot, vote),
             Input::Health(health) => self.health = health,
-            Input::Settings(settings) => self.settings = settings,
+            Input::Settings(settings) => {
+                self.settings = settings;
+                self.wait_for_longer_grants();
+            }
         }
         self.tell_lease();
         std::mem::take(&mut self.out)
+    }
+
+    fn begin(&mut self) {
+        self.started = self.now.time;
+        self.wait_for_longer_grants();
+        if !mutated!(self, FencesAtOnce) {
+            self.fence_nobody_for_a_lease();
+        }
     }
 
     /// When `Tick` is due at the latest.
@@ -285,6 +303,7 @@ impl Node {
             Message::Decisions { decisions } => self.on_decisions(&from, decisions),
             Message::Heartbeat(beat) => self.on_heartbeat(&from, beat),
             Message::Fetch { from: slot } => self.on_fetch(&from, slot),
+            Message::Grant(grant) => self.on_grant(from, &grant),
             Message::Pinned { disk_id } => self.on_pinned(from, disk_id),
         }
     }
@@ -309,7 +328,7 @@ impl Node {
         self.liveness.link_up(&peer, incarnation);
         self.event(Event::LinkUp { peer: peer.clone(), incarnation });
         self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
-        self.send_heartbeat(&peer);
+        self.send_heartbeat(&peer, true);
         if let Some(request) = self.driver_request() {
             self.send(&peer, request, After::Nothing);
         }

@@ -35,9 +35,8 @@ mod with_feature {
     use crate::core::value::{Abort, AbortCause, Value};
     use crate::core::{Driver, Node};
 
-    /// The mistakes of section 9 of the protocol. Two of the twenty have no variant, because there are no leases and fences yet to
-    /// get wrong: 16 (a lease measured from the answer, or on a clock that stops in suspend) and 17 (a restarted grantor signs a
-    /// fence at once). Where one number names two mistakes there are two variants.
+    /// The mistakes of section 9 of the protocol, and from 21 on some more about leases and members. Where one number names two mistakes
+    /// there are two variants.
     #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
     pub enum Mutant {
         /// 1: a resolver that reaches only members in PREPARED decides an abort on its own, without a majority.
@@ -75,6 +74,12 @@ mod with_feature {
         TornTailCutTooFar,
         /// 15, second form: damage in the middle of the log is taken for a torn tail.
         DamageTakenForTorn,
+        /// 16, first form: a lease is counted from the moment the grant came.
+        LeaseFromAnswer,
+        /// 16, second form: the clock stops while the machine is suspended. A mistake of the shell.
+        ClockStopsInSuspend,
+        /// 17: a restarted node fences at once whoever it has not granted anything since.
+        FencesAtOnce,
         /// 18: the log is compacted although a member lacks what is forgotten. Compacts after a few decisions, to be seen at all.
         CompactedTooSoon,
         /// 19: an idempotency key that has been applied is not looked for.
@@ -83,11 +88,19 @@ mod with_feature {
         OldIncarnationCounted,
         /// 20, second form: what an old connection still held is delivered on the new one. A mistake of the shell.
         OldConnectionCounted,
+        /// 21: grants are given to members that lack a reduce.
+        ReduceNotWithheld,
+        /// 22: grants are given to members that lack a change of the members.
+        ConfigNotWithheld,
+        /// 23: after a change of the members, members fence at once whoever they have not granted anything.
+        NewMemberFencesAtOnce,
+        /// 24: a yes says that a member is fenced, and grants are given to it all the same.
+        FenceNotKept,
     }
 
     impl Mutant {
         /// All of them, in the order of their numbers.
-        pub const ALL: [Mutant; 21] = [
+        pub const ALL: [Mutant; 28] = [
             Mutant::ResolverAbortsAlone,
             Mutant::ResolverAnnouncesEarly,
             Mutant::MostFrequentValue,
@@ -105,10 +118,17 @@ mod with_feature {
             Mutant::UndecidedMembersUsed,
             Mutant::TornTailCutTooFar,
             Mutant::DamageTakenForTorn,
+            Mutant::LeaseFromAnswer,
+            Mutant::ClockStopsInSuspend,
+            Mutant::FencesAtOnce,
             Mutant::CompactedTooSoon,
             Mutant::KeyAppliedTwice,
             Mutant::OldIncarnationCounted,
             Mutant::OldConnectionCounted,
+            Mutant::ReduceNotWithheld,
+            Mutant::ConfigNotWithheld,
+            Mutant::NewMemberFencesAtOnce,
+            Mutant::FenceNotKept,
         ];
 
         /// Its name on a command line.
@@ -131,10 +151,17 @@ mod with_feature {
                 Mutant::UndecidedMembersUsed => "undecided-members-used",
                 Mutant::TornTailCutTooFar => "torn-tail-cut-too-far",
                 Mutant::DamageTakenForTorn => "damage-taken-for-torn",
+                Mutant::LeaseFromAnswer => "lease-from-answer",
+                Mutant::ClockStopsInSuspend => "clock-stops-in-suspend",
+                Mutant::FencesAtOnce => "fences-at-once",
                 Mutant::CompactedTooSoon => "compacted-too-soon",
                 Mutant::KeyAppliedTwice => "key-applied-twice",
                 Mutant::OldIncarnationCounted => "old-incarnation-counted",
                 Mutant::OldConnectionCounted => "old-connection-counted",
+                Mutant::ReduceNotWithheld => "reduce-not-withheld",
+                Mutant::ConfigNotWithheld => "config-not-withheld",
+                Mutant::NewMemberFencesAtOnce => "new-member-fences-at-once",
+                Mutant::FenceNotKept => "fence-not-kept",
             }
         }
 
@@ -156,9 +183,16 @@ mod with_feature {
                 Mutant::WipedNodeRejoins => 13,
                 Mutant::UndecidedMembersUsed => 14,
                 Mutant::TornTailCutTooFar | Mutant::DamageTakenForTorn => 15,
+                Mutant::LeaseFromAnswer => 16,
+                Mutant::ClockStopsInSuspend => 16,
+                Mutant::FencesAtOnce => 17,
                 Mutant::CompactedTooSoon => 18,
                 Mutant::KeyAppliedTwice => 19,
                 Mutant::OldIncarnationCounted | Mutant::OldConnectionCounted => 20,
+                Mutant::ReduceNotWithheld => 21,
+                Mutant::ConfigNotWithheld => 22,
+                Mutant::NewMemberFencesAtOnce => 23,
+                Mutant::FenceNotKept => 24,
             }
         }
 
@@ -182,16 +216,26 @@ mod with_feature {
                 Mutant::UndecidedMembersUsed => "the members of an undecided change are counted",
                 Mutant::TornTailCutTooFar => "a torn tail is cut one group too far",
                 Mutant::DamageTakenForTorn => "damage in the middle of the log is taken for a torn tail",
+                Mutant::LeaseFromAnswer => "a lease is counted from the answer",
+                Mutant::ClockStopsInSuspend => "a lease is counted by a clock that stops in suspend",
+                Mutant::FencesAtOnce => "a restarted node fences at once",
                 Mutant::CompactedTooSoon => "the log is compacted before every member has it",
                 Mutant::KeyAppliedTwice => "a retried idempotency key is applied twice",
                 Mutant::OldIncarnationCounted => "a message of an older incarnation is counted",
                 Mutant::OldConnectionCounted => "a message of an older connection is counted",
+                Mutant::ReduceNotWithheld => "grants are given to members that lack a reduce",
+                Mutant::ConfigNotWithheld => "grants are given to members that lack a change of the members",
+                Mutant::NewMemberFencesAtOnce => "members fence at once after a change of the members",
+                Mutant::FenceNotKept => "grants are given to members that a yes has fenced",
             }
         }
 
         /// Whether the shell has to make it: then the core does nothing wrong.
         pub fn is_of_the_shell(self) -> bool {
-            matches!(self, Mutant::DirectoryNotSynced | Mutant::IncarnationNotCounted | Mutant::OldConnectionCounted)
+            matches!(
+                self,
+                Mutant::DirectoryNotSynced | Mutant::IncarnationNotCounted | Mutant::ClockStopsInSuspend | Mutant::OldConnectionCounted
+            )
         }
     }
 
@@ -274,14 +318,14 @@ mod with_feature {
         use super::*;
 
         #[test]
-        fn every_mutant_has_a_name_that_reads_back_and_a_number_of_the_twenty() {
+        fn every_mutant_has_a_name_that_reads_back_and_every_number_has_one() {
             for mutant in Mutant::ALL {
                 assert_eq!(mutant.name().parse(), Ok(mutant));
                 assert!(mutant.name().bytes().all(|b| b == b'-' || b.is_ascii_lowercase()), "{mutant}");
             }
             assert!("16".parse::<Mutant>().is_err());
             let numbers: BTreeSet<_> = Mutant::ALL.into_iter().map(Mutant::number).collect();
-            let expected: BTreeSet<_> = (1..=20).filter(|number| ![16, 17].contains(number)).collect();
+            let expected: BTreeSet<_> = (1..=24).collect();
             assert_eq!(numbers, expected);
             assert!(Mutant::ALL.is_sorted_by_key(|mutant| mutant.number()));
         }

@@ -54,7 +54,8 @@ impl Node {
         match (&open.prepared, &open.promised) {
             (Some(holder), Some(promised)) if holder.txid == tx.txid && promised == ballot => {
                 // The same request again, after a lost link: the same answer again.
-                Some(PrepareAnswer::Voted { vote: Vote::yes(), accepted: open.accepted.clone() })
+                let fenced = self.fenced_for(self.open_slot());
+                Some(PrepareAnswer::Voted { vote: Vote::yes(), accepted: open.accepted.clone(), fenced })
             }
             (Some(holder), _) => Some(PrepareAnswer::Busy { holder: holder.txid.clone() }),
             (None, Some(promised)) if ballot <= promised => Some(PrepareAnswer::Rejected { promised: promised.clone() }),
@@ -65,6 +66,9 @@ impl Node {
     /// Records the vote with its promise, and answers when that is synced.
     fn cast(&mut self, from: NodeId, slot: Slot, ballot: Ballot, tx: Transaction, vote: Vote) {
         let (txid, yes, reason) = (tx.txid.clone(), vote.yes, vote.reason.clone());
+        if vote.yes && tx.kind != Kind::Reduce {
+            self.record_fences();
+        }
         let record = match vote.yes {
             true => Record::Prepared { slot, ballot: ballot.clone(), tx },
             false => Record::Promise { slot, ballot: ballot.clone() },
@@ -73,7 +77,8 @@ impl Node {
         let Some(index) = self.append(record) else { return };
         self.event(Event::Voted { slot, txid, yes, reason });
         self.arm_resolver();
-        let answer = PrepareAnswer::Voted { vote, accepted };
+        let fenced = if yes { self.fenced_for(slot) } else { Vec::new() };
+        let answer = PrepareAnswer::Voted { vote, accepted, fenced };
         debug_assert_eq!(index, self.index, "the vote is the newest record");
         self.answer_prepare(&from, slot, ballot, answer);
     }

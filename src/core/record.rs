@@ -47,6 +47,18 @@ pub enum Record {
         /// Its disk.
         disk_id: DiskId,
     },
+    /// From here on no grant of this node lasts longer.
+    Lease {
+        /// In milliseconds.
+        lease_ms: u64,
+    },
+    /// No grant to this member before it has decided this slot. Recorded before a yes in the slot.
+    Fence {
+        /// The member.
+        member: NodeId,
+        /// The slot.
+        slot: Slot,
+    },
     /// Every other member has recorded this node's disk: from here on it may vote.
     Admitted,
     /// No lower ballot will be answered in this slot.

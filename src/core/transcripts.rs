@@ -28,6 +28,7 @@ struct Cluster {
     holding: Vec<String>,
     groups: Vec<BTreeSet<NodeId>>,
     linked: BTreeSet<(NodeId, NodeId)>,
+    leases_lost: BTreeSet<NodeId>,
     now: Time,
     callers: u64,
     trace: bool,
@@ -76,6 +77,7 @@ fn kind(message: &Message) -> &'static str {
         Message::Heartbeat(_) => "HEARTBEAT",
         Message::Fetch { .. } => "FETCH",
         Message::Decisions { .. } => "DECISIONS",
+        Message::Grant(_) => "GRANT",
         Message::Pinned { .. } => "PINNED",
     }
 }
@@ -86,7 +88,7 @@ fn detail(message: &Message) -> String {
         Message::PrepareReq { slot, ballot, tx, .. } => format!("slot {slot} at {ballot}: {}", tx.txid),
         Message::PrepareResp { slot, ballot, answer } => {
             let answer = match answer {
-                PrepareAnswer::Voted { vote, accepted } => {
+                PrepareAnswer::Voted { vote, accepted, .. } => {
                     let accepted = accepted.as_ref().map(|(b, v)| format!(", accepted {} at {b}", value(v))).unwrap_or_default();
                     format!("{}{accepted}", if vote.yes { "yes" } else { "no" })
                 }
@@ -114,6 +116,7 @@ fn detail(message: &Message) -> String {
         Message::Heartbeat(beat) => format!("{} at slot {}", beat.beat, beat.head.slot),
         Message::Fetch { from } => format!("from slot {from}"),
         Message::Decisions { decisions } => format!("{} decisions", decisions.len()),
+        Message::Grant(grant) => format!("for beat {}", grant.beat),
         Message::Pinned { disk_id } => format!("disk {disk_id}"),
     }
 }
@@ -404,7 +407,14 @@ impl Cluster {
             Event::CatchingUp { peer, from } => format!("{name} fetches slot {from} and on from {peer}"),
             Event::CaughtUp { slot } => format!("{name} has caught up, slot {slot}"),
             Event::Admitted => format!("{name} is recorded by every member"),
-            Event::LinkUp { .. } | Event::LinkDown { .. } => return,
+            Event::LeaseLost => {
+                self.leases_lost.insert(name.clone());
+                format!("{name} holds no lease any more")
+            }
+            Event::LeaseHeld if self.leases_lost.remove(name) => format!("{name} holds a lease again"),
+            Event::Fenced { member } => format!("{name} has fenced {member}"),
+            Event::FenceLifted { member } => format!("{name} grants to {member} again"),
+            Event::LeaseHeld | Event::LinkUp { .. } | Event::LinkDown { .. } => return,
         };
         self.say(line);
     }

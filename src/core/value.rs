@@ -93,7 +93,7 @@ impl fmt::Display for AbortCause {
             AbortCause::Vetoed(nodes) => write!(f, "{} voted no", list(nodes)),
             AbortCause::NoVote(missing) => {
                 let missing: Vec<_> = missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
-                write!(f, "no vote from {}, and every member's yes is needed", missing.join(", "))
+                write!(f, "no vote from {}", missing.join(", "))
             }
             AbortCause::Busy(holder) => write!(f, "transaction {holder} holds the slot; try again when it is decided"),
             AbortCause::NoMajority(heard) => write!(f, "no majority: only {} could be reached", list(heard)),

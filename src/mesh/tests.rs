@@ -12,7 +12,9 @@ use super::*;
 use crate::core::ballot::Ballot;
 use crate::core::gate::{Counts, RouteEvidence};
 use crate::core::ids::{Digest, MeshId, ModelId, RouteName, StateHash, TxId};
-use crate::core::message::{AcceptAnswer, DigestEntry, Head, HealthSnapshot, Heartbeat, OpenSummary, PrepareAnswer, ResolveAnswer};
+use crate::core::message::{
+    AcceptAnswer, DigestEntry, Grant, Head, HealthSnapshot, Heartbeat, LeaseSummary, OpenSummary, PrepareAnswer, ResolveAnswer,
+};
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, Transaction, Weights};
 use crate::core::value::{Abort, AbortCause, CastVote, Commit, Decision, Value, Vote};
 use crate::mesh::handshake::Hello;
@@ -284,6 +286,7 @@ fn messages() -> Vec<Message> {
     let (slot, promised) = (4, ballot());
     let open = Some(OpenSummary { slot, promised: Some(ballot()), prepared: Some(routes.txid.clone()), accepted: true });
     let health = HealthSnapshot { reasons: vec!["slow".into()], routes: vec![evidence] };
+    let lease = LeaseSummary { asks: true, grants_ms: 6_000, fenced: vec![id("c")] };
     let digest = vec![DigestEntry { node: id("c"), incarnation: 1, beat: 2, head: 3 }];
     let prepare = |answer| Message::PrepareResp { slot, ballot: ballot(), answer };
     let accept = |answer| Message::AcceptResp { slot, ballot: ballot(), answer };
@@ -291,7 +294,7 @@ fn messages() -> Vec<Message> {
     let mut messages = vec![
         Message::PrepareReq { slot, ballot: ballot(), tx: routes.clone(), base_hash: hash },
         Message::PrepareReq { slot, ballot: ballot(), tx: members.clone(), base_hash: hash },
-        prepare(PrepareAnswer::Voted { vote, accepted: Some((ballot(), commit.clone())) }),
+        prepare(PrepareAnswer::Voted { vote, accepted: Some((ballot(), commit.clone())), fenced: vec![id("x")] }),
         prepare(PrepareAnswer::Busy { holder: routes.txid.clone() }),
         prepare(PrepareAnswer::Rejected { promised: promised.clone() }),
         prepare(PrepareAnswer::NotReady { reason: "catching up".into() }),
@@ -302,17 +305,26 @@ fn messages() -> Vec<Message> {
         Message::ResolveReq { slot, ballot: ballot() },
         resolve(ResolveAnswer::Promised { accepted: None, prepared: Some(members) }),
         resolve(ResolveAnswer::Rejected { promised }),
-        Message::Heartbeat(Heartbeat { beat: 7, head, kept: 2, open, health: health.clone(), digest: digest.clone() }),
-        Message::Heartbeat(Heartbeat { beat: 7, head, kept: 0, open: None, health: HealthSnapshot::default(), digest: vec![] }),
+        Message::Heartbeat(Heartbeat { beat: 7, head, kept: 2, open, lease, health: health.clone(), digest: digest.clone() }),
+        Message::Heartbeat(Heartbeat {
+            beat: 7,
+            head,
+            kept: 0,
+            open: None,
+            lease: LeaseSummary::default(),
+            health: HealthSnapshot::default(),
+            digest: vec![],
+        }),
         fetch(u64::MAX),
         Message::Decisions { decisions: aborts.into_iter().chain([commit]).map(decision).collect() },
+        Message::Grant(Grant { incarnation: 2, beat: 7, lease_ms: 6_000 }),
         Message::Pinned { disk_id: DiskId([3; 8]) },
     ];
     // A kind that is added to the protocol does not compile here until it is added above.
     messages.iter().for_each(|message| match message {
         Message::PrepareReq { .. } | Message::PrepareResp { .. } | Message::AcceptReq { .. } | Message::AcceptResp { .. } => {}
         Message::Decision { .. } | Message::ResolveReq { .. } | Message::ResolveResp { .. } | Message::Heartbeat(_) => {}
-        Message::Fetch { .. } | Message::Decisions { .. } | Message::Pinned { .. } => {}
+        Message::Fetch { .. } | Message::Decisions { .. } | Message::Grant(_) | Message::Pinned { .. } => {}
     });
     messages.push(fetch(0));
     messages

@@ -63,7 +63,7 @@ impl Holds {
             Record::Peer { node, disk_id } => {
                 self.peers.insert(node.clone(), *disk_id);
             }
-            Record::Boot { .. } | Record::Snapshot { .. } | Record::Admitted => {}
+            Record::Boot { .. } | Record::Snapshot { .. } | Record::Admitted | Record::Lease { .. } | Record::Fence { .. } => {}
         }
     }
 

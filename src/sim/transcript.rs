@@ -19,6 +19,7 @@ pub fn number(message: &Message) -> u64 {
         Message::Fetch { .. } => 9,
         Message::Decisions { .. } => 10,
         Message::Pinned { .. } => 11,
+        Message::Grant(_) => 12,
     }
 }
 
@@ -36,6 +37,7 @@ pub fn coordinates(message: &Message) -> (u64, u64) {
         Message::Fetch { from } => (*from, 0),
         Message::Decisions { decisions } => (decisions.first().map_or(0, |first| first.slot), decisions.len() as u64),
         Message::Pinned { disk_id } => (u64::from_be_bytes(disk_id.0), 0),
+        Message::Grant(grant) => (grant.beat, grant.incarnation),
     }
 }
 
@@ -48,7 +50,9 @@ pub fn message(message: &Message) -> String {
         Message::PrepareReq { slot, ballot, tx, .. } => format!("PREPARE_REQ slot {slot} at {ballot}: {}", tx.txid),
         Message::PrepareResp { slot, ballot, answer } => {
             let answer = match answer {
-                PrepareAnswer::Voted { vote, accepted: before } => format!("{}{}", if vote.yes { "yes" } else { "no" }, accepted(before)),
+                PrepareAnswer::Voted { vote, accepted: before, .. } => {
+                    format!("{}{}", if vote.yes { "yes" } else { "no" }, accepted(before))
+                }
                 PrepareAnswer::Busy { holder } => format!("busy with {holder}"),
                 PrepareAnswer::Rejected { promised } => format!("has promised {promised}"),
                 PrepareAnswer::NotReady { reason } => reason.clone(),
@@ -82,6 +86,7 @@ pub fn message(message: &Message) -> String {
             format!("DECISIONS {first} to {last}")
         }
         Message::Pinned { disk_id } => format!("PINNED disk {disk_id}"),
+        Message::Grant(grant) => format!("GRANT for beat {}", grant.beat),
     }
 }
 
@@ -105,6 +110,10 @@ pub fn event(event: &Event) -> String {
         Event::LinkUp { peer, .. } => format!("is linked to {peer}"),
         Event::LinkDown { peer } => format!("is not linked to {peer} any more"),
         Event::Admitted => "is recorded by every member".to_owned(),
+        Event::LeaseHeld => "holds a lease".to_owned(),
+        Event::LeaseLost => "holds no lease any more".to_owned(),
+        Event::Fenced { member } => format!("has fenced {member}"),
+        Event::FenceLifted { member } => format!("grants to {member} again"),
         Event::CaughtUp { slot } => format!("has caught up, slot {slot}"),
         Event::CatchingUp { peer, from } => format!("fetches slot {from} and on from {peer}"),
         Event::Diverged { reason } => format!("DIVERGED: {reason}"),

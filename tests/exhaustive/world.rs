@@ -22,7 +22,7 @@ pub const NODES: usize = 3;
 pub const NAMES: [&str; NODES] = ["a", "b", "c"];
 
 /// No heartbeat is due while anything is explored.
-const SETTINGS: Settings =
+const SETTINGS: CoreSettings =
     CoreSettings { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000, lease_ms: 3_000_000_000, advance_votes: AdvanceVotes::All };
 
 /// What must never be.
