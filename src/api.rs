@@ -340,12 +340,11 @@ impl fmt::Display for FenceView {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let FenceView { node, by, majority } = self;
         let by = by.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
-        match majority {
-            true => {
-                write!(f, "{node} is fenced by {by}: it serves stable, and an advance goes on without its vote, until it has caught up")
-            }
-            false => write!(f, "{node} is fenced by {by}, which is no majority: it may hold a lease, and an advance needs its vote"),
-        }
+        let meaning = match majority {
+            true => "until it has caught up it serves stable, and an advance goes on without its vote unless advance_votes is all",
+            false => "no majority, so it may hold a lease, and an advance needs its vote",
+        };
+        write!(f, "{node} is fenced by {by}: {meaning}")
     }
 }
 

@@ -408,8 +408,7 @@ mod tests {
         assert_eq!(shown.exit, Exit::Unhealthy);
         let lease = |line: usize| shown.out.lines().nth(line).unwrap().split_whitespace().skip(6).take(2).collect::<Vec<_>>().join(" ");
         assert_eq!((lease(1).as_str(), lease(3).as_str()), ("04040404 5.9", "04040404 none"), "{}", shown.out);
-        let problem =
-            "node-c is fenced by node-a, node-b: it serves stable, and an advance goes on without its vote, until it has caught up";
+        let problem = "node-c is fenced by node-a, node-b: until it has caught up it serves stable, and an advance goes on without its vote unless advance_votes is all";
         assert!(shown.out.contains(&format!("\n{problem}\n1 problem\n")), "{}", shown.out);
         let json = status(&[&a, &b, &c], "--output json").json();
         assert_eq!(json["nodes"][2]["lease"], serde_json::json!({"held": false, "remaining_ms": 0}));

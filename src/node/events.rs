@@ -66,7 +66,9 @@ impl Events {
     pub fn core(&self, event: Event) {
         let level = match event {
             Event::Diverged { .. } => Level::Error,
-            Event::GaveUp { .. } | Event::Resolving { .. } | Event::LinkDown { .. } => Level::Warn,
+            Event::GaveUp { .. } | Event::Resolving { .. } | Event::LinkDown { .. } | Event::LeaseLost | Event::Fenced { .. } => {
+                Level::Warn
+            }
             _ => Level::Info,
         };
         self.queue(level, What::Core(event));

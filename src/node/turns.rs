@@ -246,7 +246,11 @@ impl Running {
                 self.batch.inputs.push_back(Input::Propose { caller: self.next_caller, proposal });
             }
             Turn::Input(input) => self.batch.inputs.push_back(input),
-            Turn::Query(query) => query(&self.parts.node),
+            Turn::Query(query) => {
+                // What the core answers is of the moment it knows: a receipt counts down.
+                self.step(Input::Tick);
+                query(&self.parts.node);
+            }
             Turn::Stop(_) => {}
         }
     }
