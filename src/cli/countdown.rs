@@ -71,15 +71,15 @@ impl Countdown {
         self.waiting().is_empty() || self.left() == Some(Duration::ZERO)
     }
 
-    /// `node-a, node-b have applied it; no canary anywhere within 4.3 s: node-c has not applied it`.
+    /// `no canary anywhere within 4.3 s: node-c has not applied it; node-a, node-b have`. On a narrow terminal the end is not seen.
     fn line(&self, goal: &str) -> String {
         let have = if self.applied.len() == 1 { "has" } else { "have" };
-        let applied = format!("{} {have} applied it", listed(&self.applied));
+        let applied = format!("{} {have}", listed(&self.applied));
         match self.left() {
             _ if self.waiting().is_empty() => all_applied(goal),
             Some(Duration::ZERO) => leases_ended(goal, self.waiting()),
-            Some(left) => format!("{applied}; {}", not_applied(goal, self.waiting(), left)),
-            None => format!("{applied}; {} not yet", listed(self.waiting())),
+            Some(left) => format!("{}; {applied}", not_applied(goal, self.waiting(), left)),
+            None => format!("not applied yet by {}; {applied}", listed(self.waiting())),
         }
     }
 }
@@ -154,7 +154,7 @@ async fn ask(mut client: Client, path: String, answers: Sender<Receipt>) {
 fn bar(around: &Surroundings) -> ProgressBar {
     let target = if around.stderr_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(None, target);
-    if let Ok(style) = ProgressStyle::with_template("{msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{wide_msg}") {
         bar.set_style(style);
     }
     bar
@@ -210,8 +210,8 @@ mod tests {
         assert!(watched.out.ends_with("\nno canary anywhere: every member has applied it\n"), "{}", watched.out);
         let told: Vec<_> = watched.err.lines().collect();
         assert_eq!(told.len(), 1, "one line for each change: {told:?}");
-        assert!(told[0].starts_with("node-a, node-b have applied it; no canary anywhere within "), "{told:?}");
-        assert!(told[0].ends_with(" s: node-c has not applied it"), "{told:?}");
+        assert!(told[0].starts_with("no canary anywhere within "), "{told:?}");
+        assert!(told[0].ends_with(" s: node-c has not applied it; node-a, node-b have"), "{told:?}");
     }
 
     #[test]

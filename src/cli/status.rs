@@ -27,6 +27,8 @@ struct Report {
     converged: bool,
     summary: String,
     problems: Vec<String>,
+    /// What is wrong with members that were not asked.
+    notes: Vec<String>,
     nodes: Vec<NodeReport>,
 }
 
@@ -92,14 +94,19 @@ async fn look(mesh: &mut Mesh) -> (Report, Exit) {
     }
     name_the_silent(&mut nodes);
     let common = common_hashes(mesh, &nodes).await;
-    let problems: Vec<String> = [unwell(&nodes), fenced(&nodes), behind(&nodes, due), disagreement(&common)].concat();
+    // Who asks only the others knows of the one that is missing, and is told whether those are well.
+    let (fenced, notes): (Vec<_>, Vec<_>) =
+        fences(&nodes).into_iter().partition(|fence| nodes.iter().any(|node| node.node.as_ref() == Some(&fence.node)));
+    let said = |fences: Vec<&FenceView>| fences.into_iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (fenced, notes) = (said(fenced), said(notes));
+    let problems: Vec<String> = [unwell(&nodes), fenced, behind(&nodes, due), disagreement(&common)].concat();
     let exit = match problems.is_empty() {
         true => Exit::Ok,
         false if nodes.iter().all(|node| node.seen.is_none()) => Exit::NoConnection,
         false => Exit::Unhealthy,
     };
     let summary = summary(&nodes, &common, &problems);
-    (Report { converged: problems.is_empty(), summary, problems, nodes }, exit)
+    (Report { converged: problems.is_empty(), summary, problems, notes, nodes }, exit)
 }
 
 async fn observe_all(mesh: &mut Mesh) -> Vec<NodeReport> {
@@ -179,8 +186,8 @@ fn unwell(nodes: &[NodeReport]) -> Vec<String> {
     problems
 }
 
-/// The members that a majority has fenced, each said once, by whoever knows of the most who have.
-fn fenced(nodes: &[NodeReport]) -> Vec<String> {
+/// The members that a majority has fenced, each once, by whoever knows of the most who have.
+fn fences(nodes: &[NodeReport]) -> Vec<&FenceView> {
     let mut fences: BTreeMap<&NodeId, &FenceView> = BTreeMap::new();
     for fence in voices(nodes).flat_map(|voice| &voice.seen.fenced).filter(|fence| fence.majority) {
         let known = fences.entry(&fence.node).or_insert(fence);
@@ -188,7 +195,7 @@ fn fenced(nodes: &[NodeReport]) -> Vec<String> {
             *known = fence;
         }
     }
-    fences.into_values().map(ToString::to_string).collect()
+    fences.into_values().collect()
 }
 
 fn behind(nodes: &[NodeReport], due: Slot) -> Vec<String> {
@@ -243,6 +250,9 @@ fn print(report: &Report, console: &mut Console<'_>) {
     let usual = self::camps(&camps).first().map(|(hash, _)| *hash);
     let header = ["node", "endpoint", "state", "start", "head", "version", "hash", "lease", "routes", "links", "open"];
     console.table(&header, report.nodes.iter().map(|node| row(node, usual)));
+    for note in &report.notes {
+        console.line(&console.toned(Tone::Doubt, note));
+    }
     for problem in &report.problems {
         let problem = console.toned(Tone::Bad, problem);
         console.line(&problem);
@@ -413,6 +423,9 @@ mod tests {
         let json = status(&[&a, &b, &c], "--output json").json();
         assert_eq!(json["nodes"][2]["lease"], serde_json::json!({"held": false, "remaining_ms": 0}));
         assert_eq!(json["nodes"][1]["fenced"][0]["by"], serde_json::json!(["node-a", "node-b"]));
+        let others = status(&[&a, &b], "");
+        assert_eq!(others.exit, Exit::Ok, "those that were asked are well");
+        assert!(others.out.contains(&format!("\n{problem}\n2 nodes agree (2 of 3 members asked)")), "{}", others.out);
     }
 
     #[test]
