@@ -82,6 +82,9 @@ impl Node {
         self.learn(from, decisions);
         if self.liveness.head_slot(from).is_some_and(|head| head > self.durable.head().slot) {
             self.fetch(from);
+        } else if !self.may_serve_canary() {
+            // What it lacked may be why it got no grants.
+            self.next_beat = self.now.time;
         }
     }
 

@@ -7,6 +7,7 @@ use crate::core::durable::{Durable, ReplayError};
 #[cfg(feature = "mutants")]
 pub use crate::core::mutant::Mutant;
 use crate::core::record::Record;
+use crate::sim::process::Process;
 use crate::wal::frame::{self, Replay};
 
 /// No mistake.
@@ -50,6 +51,14 @@ pub fn mixes_connections(mutant: Option<Mutant>) -> bool {
     mutant == Some(Mutant::OldConnectionCounted)
 }
 
+/// A process that stood still goes on: its clock has run all the while.
+#[cfg(feature = "mutants")]
+pub fn wake(process: &mut Process, now: u64, mutant: Option<Mutant>) {
+    if let Some(from) = process.paused_from.take().filter(|_| mutant == Some(Mutant::ClockStopsInSuspend)) {
+        process.clock.stood_still(now - from);
+    }
+}
+
 /// Reads a log's bytes.
 #[cfg(not(feature = "mutants"))]
 pub fn replay(bytes: &[u8], _: Option<Mutant>) -> Replay {
@@ -84,4 +93,10 @@ pub fn syncs_directory(_: Option<Mutant>) -> bool {
 #[cfg(not(feature = "mutants"))]
 pub fn mixes_connections(_: Option<Mutant>) -> bool {
     false
+}
+
+/// A process that stood still goes on: its clock has run all the while.
+#[cfg(not(feature = "mutants"))]
+pub fn wake(process: &mut Process, _: u64, _: Option<Mutant>) {
+    process.paused_from = None;
 }

@@ -17,6 +17,9 @@ use crate::core::value::{Decision, Value};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::node_number;
 
+/// A lease, by clocks without a fault, in microseconds.
+const LEASE_US: u64 = 6_000_000;
+
 /// Something that must never happen has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -42,6 +45,7 @@ struct Holds {
     prepared: Option<TxId>,
     accepted: Option<Ballot>,
     peers: BTreeMap<NodeId, DiskId>,
+    fences: BTreeMap<NodeId, Slot>,
 }
 
 impl Holds {
@@ -63,7 +67,10 @@ impl Holds {
             Record::Peer { node, disk_id } => {
                 self.peers.insert(node.clone(), *disk_id);
             }
-            Record::Boot { .. } | Record::Snapshot { .. } | Record::Admitted | Record::Lease { .. } | Record::Fence { .. } => {}
+            Record::Fence { member, slot } => {
+                self.fences.insert(member.clone(), *slot);
+            }
+            Record::Boot { .. } | Record::Snapshot { .. } | Record::Admitted | Record::Lease { .. } => {}
         }
     }
 
@@ -75,6 +82,7 @@ impl Holds {
             prepared: open.prepared.as_ref().map(|tx| tx.txid.clone()),
             accepted: open.accepted.as_ref().map(|(ballot, _)| ballot.clone()),
             peers: BTreeMap::new(),
+            fences: BTreeMap::new(),
         }
     }
 }
@@ -122,6 +130,12 @@ pub struct Oracle {
     ballots: BTreeMap<TxId, Ballot>,
     /// What a majority has accepted on disk, and the lowest ballot at which that was so.
     chosen: BTreeMap<Slot, (Ballot, Value)>,
+    /// Of what lowers exposure: the slot, and when it was chosen, in microseconds.
+    reduced: Vec<(Slot, u64)>,
+    /// Of what was decided without some members: the slot, and bits for them.
+    excused: Vec<(Slot, u32)>,
+    /// The moment of the present step, in microseconds.
+    now: u64,
     committed: BTreeMap<TxId, Slot>,
     keys: BTreeMap<String, Slot>,
     aborted_told: BTreeSet<TxId>,
@@ -149,6 +163,9 @@ impl Oracle {
             yes: BTreeMap::new(),
             ballots: BTreeMap::new(),
             chosen: BTreeMap::new(),
+            reduced: Vec::new(),
+            excused: Vec::new(),
+            now: 0,
             committed: BTreeMap::new(),
             keys: BTreeMap::new(),
             aborted_told: BTreeSet::new(),
@@ -254,7 +271,10 @@ impl Oracle {
                 broken("one value per slot", text)
             }
             Some((at, _)) if at <= ballot => Ok(()),
-            _ => {
+            known => {
+                if known.is_none() && value.is_commit() && value.kind() == Some(Kind::Reduce) {
+                    self.reduced.push((slot, self.now));
+                }
                 self.chosen.insert(slot, (ballot.clone(), value.clone()));
                 Ok(())
             }
@@ -298,6 +318,9 @@ impl Oracle {
         if let Value::Commit(commit) = value {
             let tx = &commit.tx;
             self.voted_for(*slot, value)?;
+            if tx.kind != Kind::Reduce && !commit.excused.is_empty() {
+                self.excused.push((*slot, commit.excused.iter().fold(0, |mask, id| mask | 1 << node_number(id))));
+            }
             if self.aborted_told.contains(&tx.txid) {
                 return broken("aborted is aborted", format!("{} was told to be aborted, and slot {slot} commits it", tx.txid));
             }
@@ -352,8 +375,14 @@ impl Oracle {
             return broken("a commit has every yes", text);
         }
         if commit.tx.kind != Kind::Reduce && excused != 0 {
-            let text = format!("slot {slot} commits {txid} ({}) and excuses {:?}", commit.tx.kind, commit.excused);
-            return broken("a commit has every yes", text);
+            for id in &commit.excused {
+                let fenced = |node: &usize| self.nodes[*node].synced.fences.get(id).is_some_and(|fenced| *fenced >= slot);
+                let fencers = (0..self.nodes.len()).filter(fenced).fold(0, |mask, node| mask | 1 << node);
+                if !self.is_majority(fencers) {
+                    let text = format!("slot {slot} commits {txid} without {id}, who is fenced by {}", names(fencers));
+                    return broken("only the fenced are excused", text);
+                }
+            }
         }
         let promises = self.ballots.get(txid).and_then(|ballot| self.attempts.get(&(slot, ballot.clone()))).map_or(0, |a| a.promises);
         if self.is_majority(promises) {
@@ -532,6 +561,30 @@ impl Oracle {
         Ok(())
     }
 
+    /// The moment of what is told next, in microseconds.
+    pub fn at(&mut self, now: u64) {
+        self.now = now;
+    }
+
+    /// A node would serve a canary now. `contact` is when the newest beats were sent that a majority has got.
+    pub fn may_serve(&self, node: usize, head: Slot, contact: u64) -> Verdict {
+        let (now, name) = (self.now, crate::sim::node_name(node));
+        if contact + LEASE_US < now {
+            let text = format!("{name} serves a canary {} us after its last contact with a majority", now - contact);
+            return broken("nobody serves a canary without a lease", text);
+        }
+        let late = |(slot, chosen_at): &&(Slot, u64)| *slot > head && chosen_at + LEASE_US < now;
+        if let Some((slot, chosen_at)) = self.reduced.iter().rev().find(late) {
+            let text = format!("{name} serves a canary at slot {head}, {} us after the reduce of slot {slot}", now - chosen_at);
+            return broken("a reduce and one lease, and no canary anywhere", text);
+        }
+        if let Some((slot, _)) = self.excused.iter().rev().find(|(slot, nodes)| *slot > head && nodes & 1 << node != 0) {
+            let text = format!("{name} serves a canary at slot {head}, and was excused from slot {slot}");
+            return broken("who is excused serves stable until it has caught up", text);
+        }
+        Ok(())
+    }
+
     /// A node says that it has caught up with a majority since its start.
     pub fn caught_up(&self, node: usize, slot: Slot) -> Verdict {
         let told_before = self.nodes[node].told_before;
@@ -587,6 +640,8 @@ impl Oracle {
         // A group may be there whose sync was never acknowledged: what it records counts all the same.
         let pinned = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.pinned_disk(&crate::sim::node_name(peer))?)));
         found.peers = pinned.collect();
+        let fences = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.fence(&crate::sim::node_name(peer))?)));
+        found.fences = fences.collect();
         watched.running = found.clone();
         watched.synced = found;
         watched.told_before = told;

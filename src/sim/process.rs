@@ -72,6 +72,12 @@ impl Clock {
         MILLION.saturating_add_signed(self.ppm)
     }
 
+    /// It has not run for so many microseconds.
+    #[cfg(feature = "mutants")]
+    pub fn stood_still(&mut self, for_us: u64) {
+        self.offset = self.offset.saturating_sub(for_us * self.rate() / MILLION);
+    }
+
     /// What it shows.
     pub fn local(self, now: u64) -> Time {
         Time(self.offset + now * self.rate() / MILLION)
@@ -104,6 +110,12 @@ pub struct Process {
     pub rng: Rng,
     /// It stands still until then, in microseconds.
     pub paused_until: u64,
+    /// Since when, if it does.
+    pub paused_from: Option<u64>,
+    /// Until when it may serve a canary, by its clock.
+    pub lease_until: Time,
+    /// For each node: when the newest beat was sent that it has got from this start, in microseconds.
+    pub contacts: Vec<u64>,
     /// Inputs that wait for the next turn.
     pub arrived: VecDeque<Input>,
     /// Inputs of this turn.
@@ -153,6 +165,8 @@ impl Process {
         self.after_sync.clear();
         (self.last, self.synced, self.compact, self.lazy_since) = (0, 0, false, None);
         (self.phase, self.wake_at, self.fuse, self.paused_until) = (Phase::Idle, None, None, 0);
+        (self.lease_until, self.paused_from) = (Time(0), None);
+        self.contacts.fill(0);
     }
 }
 

@@ -65,6 +65,7 @@ enum Event {
     Act(usize),
     Start { node: usize, start: u64 },
     Resume { node: usize, start: u64 },
+    LeaseEnds { node: usize, until: Time },
     Mend { from: usize, to: usize },
     Heal,
     Look,
@@ -85,6 +86,9 @@ struct Sent {
     connection: u64,
     /// The start of the receiver that it was meant for.
     start: u64,
+    /// The sender's own start, and when it was sent, in microseconds.
+    by: u64,
+    at: u64,
 }
 
 /// Those that are healed, and what is asked of them.
@@ -168,6 +172,9 @@ impl<'a> World<'a> {
                 clock: Clock { offset: rng.u64(0..1 << 40), ppm },
                 rng: rng.fork(),
                 paused_until: 0,
+                paused_from: None,
+                lease_until: Time(0),
+                contacts: vec![0; plan.nodes],
                 arrived: VecDeque::new(),
                 inputs: VecDeque::new(),
                 records: Vec::new(),
@@ -304,6 +311,7 @@ impl<'a> World<'a> {
     }
 
     fn happen(&mut self, event: Event) -> Verdict {
+        self.oracle.at(self.now);
         match event {
             Event::Deliver { from, to, sent, message } => self.deliver(from, to, sent, message),
             Event::Wake { node } => {
@@ -329,9 +337,19 @@ impl<'a> World<'a> {
                 if self.processes[node].start != start || self.now < self.processes[node].paused_until {
                     return Ok(());
                 }
+                mistakes::wake(&mut self.processes[node], self.now, self.mutant);
                 self.say_of(node, "goes on");
+                // Requests may be answered before anything else is done.
+                self.check_lease(node)?;
                 self.dial_all(node);
                 self.go(node)
+            }
+            Event::LeaseEnds { node, until } => {
+                if self.processes[node].lease_until == until {
+                    self.check_lease(node)
+                } else {
+                    Ok(())
+                }
             }
             Event::Mend { from, to } => {
                 if self.healed.is_none() {
@@ -466,6 +484,7 @@ impl<'a> World<'a> {
         if process.node().is_none() {
             return;
         }
+        process.paused_from.get_or_insert(self.now);
         process.paused_until = process.paused_until.max(self.now + for_us);
         let start = process.start;
         self.coverage.met(Situation::Paused);
@@ -774,7 +793,8 @@ impl<'a> World<'a> {
         let Some(Link { connection, .. }) = *self.link(from, to) else { return Ok(()) };
         self.messages += 1;
         let fate = self.network.send(self.now, from, to);
-        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start };
+        let (ours, start) = (&self.processes[from], self.processes[to].start);
+        let sent = Sent { incarnation: ours.incarnation, connection, start, by: ours.start, at: self.now };
         match fate.first {
             None => self.coverage.met(Situation::MessageLost),
             Some(at) => {
@@ -809,7 +829,7 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
-        let Sent { mut incarnation, connection, start } = sent;
+        let Sent { mut incarnation, connection, start, by, at } = sent;
         let process = &mut self.processes[to];
         if process.node().is_none() {
             return Ok(());
@@ -829,6 +849,11 @@ impl<'a> World<'a> {
         }
         if mixes {
             incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
+        }
+        if let (Message::Heartbeat(_), sender) = (&message, &mut self.processes[from])
+            && sender.start == by
+        {
+            sender.contacts[to] = sender.contacts[to].max(at);
         }
         let (slot, round) = transcript::coordinates(&message);
         self.mix(&[4, self.now, (from * 16 + to) as u64, transcript::number(&message), slot, round]);
@@ -1085,7 +1110,9 @@ impl<'a> World<'a> {
         };
         let outputs = core.step(now, input);
         let (slot, hash) = (core.durable().head().slot, core.durable().head().state_hash);
-        if !counts && !outputs.is_empty() {
+        // That a lease is over is noticed at whatever step comes next.
+        let does = |output: &Output| !matches!(output, Output::Event(CoreEvent::LeaseLost));
+        if !counts && outputs.iter().any(does) {
             let text = format!("{} does something for a message that came over no present link: {outputs:?}", process.id);
             return broken("only the present link counts", text);
         }
@@ -1097,9 +1124,25 @@ impl<'a> World<'a> {
             }
         }
         match self.processes[node].node() {
-            Some(core) => self.oracle.stands(node, core),
-            None => Ok(()),
+            Some(core) => self.oracle.stands(node, core)?,
+            None => return Ok(()),
         }
+        self.check_lease(node)
+    }
+
+    /// Would a request that comes now be answered by a canary, and may it?
+    fn check_lease(&mut self, node: usize) -> Verdict {
+        let process = &self.processes[node];
+        let Some(core) = process.node() else { return Ok(()) };
+        if process.paused_until > self.now || process.clock.local(self.now) >= process.lease_until {
+            return Ok(());
+        }
+        let members = &core.durable().state().members;
+        let sent = |member: &NodeId| if *member == process.id { self.now } else { process.contacts[node_number(member)] };
+        let mut contacts: Vec<_> = members.keys().map(sent).collect();
+        contacts.sort_unstable_by(|one, other| other.cmp(one));
+        let contact = contacts.get(members.len() / 2).copied().unwrap_or_default();
+        self.oracle.may_serve(node, core.durable().head().slot, contact)
     }
 
     fn act(&mut self, node: usize, output: Output) -> Verdict {
@@ -1128,7 +1171,15 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Output::Apply(applied) => self.oracle.applied(node, &applied),
-            Output::Lease { .. } => Ok(()),
+            Output::Lease { until } => {
+                let process = &mut self.processes[node];
+                process.lease_until = until;
+                let last = process.clock.global(until).saturating_sub(1);
+                if last > self.now {
+                    self.at(last, Event::LeaseEnds { node, until });
+                }
+                Ok(())
+            }
             Output::Reply { caller, receipt } => self.reply(node, caller, &receipt),
             Output::Refuse { peer, reason } => {
                 let peer = node_number(&peer);
