@@ -147,19 +147,12 @@ impl ControlPlane {
         complaints
     }
 
-    /// What requests to a canary are held to, at this moment.
-    pub(super) fn lease(&self) -> api::LeaseView {
-        let remaining_us = self.gateway.lease_until().0.saturating_sub(clock::time().0);
-        api::LeaseView { held: remaining_us > 0, remaining_ms: remaining_us.div_ceil(1_000) }
-    }
-
     /// That there is no lease, as far as it is known why, and what to do.
-    fn without_lease(&self) -> Option<String> {
-        if self.lease().held {
+    fn without_lease(&self, view: &View) -> Option<String> {
+        let now = clock::time();
+        if view.lease(now).held {
             return None;
         }
-        let view = self.view.load();
-        let now = clock::time();
         let members = view.state.members.keys().filter(|member| **member != self.id);
         let mut heard: Vec<_> = members.map(|member| view.peers.get(member).and_then(|peer| peer.heard_at)).collect();
         heard.sort_unstable_by(|one, other| other.cmp(one));
@@ -282,7 +275,7 @@ impl http::Control for ControlPlane {
             txid: view.state.txid.clone(),
             members: view.state.members.keys().cloned().collect(),
             routes: view.state.routes.iter().map(|(name, route)| (name.clone(), route_view(route))).collect(),
-            lease: self.lease(),
+            lease: view.lease(clock::time()),
             fenced: view.fenced.clone(),
             open,
         }
@@ -315,7 +308,7 @@ impl http::Control for ControlPlane {
         let evidence = self.gateway.evidence();
         let mut reasons = self.complaints();
         let serves_canary = view.state.routes.values().any(|route| route.weights.canary > 0);
-        reasons.extend(self.without_lease().filter(|_| serves_canary));
+        reasons.extend(self.without_lease(&view).filter(|_| serves_canary));
         // A fence degrades the node that it is about, and no other. If it did, one dead node of a hundred would have every other one page
         // somebody, for a mesh that goes on as it should; the one that is missing does so by itself, and the metric
         // canary_mesh_fenced can be watched for the whole mesh. Here it is a note.
@@ -346,7 +339,7 @@ impl http::Control for ControlPlane {
         let stopping = self.stopping.load(Ordering::Relaxed).then(|| "the node is stopping".to_owned());
         // A node without a lease answers every request, by stable, which is what it should do: it stays in rotation. Were it taken
         // out, the loss of a majority would take all nodes out at once, and no request would be answered any more.
-        let lease = Check { needed: false, ..check("lease", &Vec::from_iter(self.without_lease())) };
+        let lease = Check { needed: false, ..check("lease", &Vec::from_iter(self.without_lease(&view))) };
         Readiness::of(vec![
             check("membership", &view.complaints),
             check("models", &self.gateway.models_missing()),

@@ -22,7 +22,7 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         [("stable", route.weights.stable), ("canary", route.weights.canary)]
             .map(|(variant, bp)| Sample::new([("route", name.to_string()), ("variant", variant.to_owned())], f64::from(bp) / 10_000.0))
     });
-    let lease = plane.lease();
+    let lease = view.lease(clock::time());
     let fenced = view.fenced.iter().filter(|fence| fence.majority);
     let fenced = fenced.map(|fence| Sample::new([("member", fence.node.to_string())], 1.0));
     let decided = [("commit", &figures.commits), ("abort", &figures.aborts)];

@@ -429,6 +429,7 @@ impl Running {
             head,
             state: self.state.clone(),
             incarnation: node.durable().incarnation(),
+            lease_until: self.parts.gateway.lease_until(),
             fenced,
             open: self.open_since.map(|(slot, since)| (slot, open, since)),
             peers: node.liveness().peers().map(|(id, _)| (id.clone(), seen(id))).collect(),
