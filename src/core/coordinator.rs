@@ -334,7 +334,9 @@ impl Node {
             false => Some(format!("{} has not caught up with a majority yet", self.id())),
         };
         if let Some(why) = not_ready {
-            return self.refuse(caller, txid, AbortCause::NotReady(why), started);
+            // A log that was begun again may have used this name for another.
+            let none = TxId { counter: 0, ..txid };
+            return self.refuse(caller, none, AbortCause::NotReady(why), started);
         }
         let Proposal { kind, change, idempotency_key } = request.proposal.clone();
         let tx = Transaction { txid: txid.clone(), kind, change, idempotency_key };
@@ -605,7 +607,7 @@ impl Node {
         self.answer(caller, receipt, started);
     }
 
-    fn answer(&mut self, caller: CallerId, mut receipt: Receipt, started: Time) {
+    pub(super) fn answer(&mut self, caller: CallerId, mut receipt: Receipt, started: Time) {
         self.remember(&receipt);
         receipt.elapsed_us = Some(self.now.time.0.saturating_sub(started.0));
         self.out.push(Output::Reply { caller, receipt });

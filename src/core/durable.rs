@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::core::ballot::Ballot;
 use crate::core::ids::{DiskId, Incarnation, MeshId, NodeId, Slot, StateHash};
-use crate::core::message::Head;
+use crate::core::message::{Head, Snapshot};
 #[cfg(feature = "mutants")]
 use crate::core::mutant::Mutant;
 use crate::core::mutant::mutated;
@@ -23,6 +23,11 @@ use crate::core::value::{Decision, Value, abort_hash, commit_hash};
 pub const DECISIONS_KEPT_MIN: usize = 1_024;
 /// Decisions beyond [`DECISIONS_KEPT_MIN`] after which the log is compacted.
 pub const DECISIONS_TO_COMPACT: usize = 4_096;
+
+/// The incarnations of a log that was begun to join a mesh are not below this: they begin with the time of day, in seconds since 1970.
+///
+/// So they are above those of any log that its name had before, and no transaction is named twice. Those of a genesis begin at 1.
+pub const JOINED_INCARNATION_MIN: Incarnation = 1_000_000_000;
 
 /// How many decisions a log holds before the old ones are forgotten. The simulator makes do with small numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,8 +123,8 @@ pub enum ReplayError {
         /// Its incarnation.
         incarnation: Incarnation,
     },
-    /// A state in the middle.
-    #[error("record {index}: a snapshot of slot {slot} in the middle of the log")]
+    /// A state in the middle that leads back, or to another log.
+    #[error("record {index}: a snapshot of slot {slot} does not follow")]
     Snapshot {
         /// The record's number.
         index: usize,
@@ -182,6 +187,16 @@ impl Durable {
         ]
     }
 
+    /// The first records of the log of a node that joins a running mesh: it takes over what a member's log came to.
+    ///
+    /// `incarnation` is the time of day: see [`JOINED_INCARNATION_MIN`].
+    pub fn joining(mesh: &MeshId, node: &NodeId, disk_id: DiskId, incarnation: Incarnation, snapshot: Snapshot) -> Vec<Record> {
+        let Snapshot { genesis_hash, slot, state_hash, state, disks } = snapshot;
+        let boot = Record::Boot { mesh: mesh.clone(), node: node.clone(), incarnation, disk_id };
+        let peers = disks.into_iter().map(|(node, disk_id)| Record::Peer { node, disk_id });
+        [boot, Record::Snapshot { genesis_hash, slot, state_hash, state }].into_iter().chain(peers).collect()
+    }
+
     /// The status that these records leave.
     pub fn replay(records: impl IntoIterator<Item = Record>) -> Result<Durable, ReplayError> {
         let mut records = records.into_iter();
@@ -238,7 +253,16 @@ impl Durable {
                 }
                 self.incarnation = incarnation;
             }
-            Record::Snapshot { slot, .. } => return Err(ReplayError::Snapshot { index, slot }),
+            Record::Snapshot { genesis_hash, slot, state_hash, state } => {
+                if genesis_hash != self.genesis_hash || slot <= self.head.slot {
+                    return Err(ReplayError::Snapshot { index, slot });
+                }
+                self.head = Head { slot, version: state.version, state_hash };
+                self.base = Base { slot, state_hash, state: state.clone() };
+                self.state = state;
+                self.decisions.clear();
+                self.open = OpenSlot::default();
+            }
             Record::Peer { node, disk_id } => {
                 self.peers.insert(node, disk_id);
             }
@@ -437,10 +461,21 @@ impl Durable {
         &self.open
     }
 
-    /// The disk pinned for a member: the one the log admitted, or else the one it was first met with.
+    /// The disk pinned for a member: the one the log admitted, or else the one it was first met with. A name that is no member's is free.
     pub fn pinned_disk(&self, node: &NodeId) -> Option<DiskId> {
-        let admitted = self.state.members.get(node).and_then(|member| member.disk_id);
-        admitted.or_else(|| self.peers.get(node).copied())
+        let member = self.state.members.get(node)?;
+        member.disk_id.or_else(|| self.peers.get(node).copied())
+    }
+
+    /// The disk that a member of the genesis was first met with, whatever became of its membership.
+    pub fn first_disk(&self, node: &NodeId) -> Option<DiskId> {
+        self.peers.get(node).copied()
+    }
+
+    /// What the kept decisions begin from, for a node that lacks what is before them.
+    pub fn snapshot(&self) -> Snapshot {
+        let Base { slot, state_hash, state } = self.base.clone();
+        Snapshot { genesis_hash: self.genesis_hash, slot, state_hash, state, disks: self.peers.clone() }
     }
 
     /// Whether this node's votes count: the log admitted its disk, or every other member has pinned it.

@@ -354,6 +354,13 @@ pub enum Event {
         /// From this slot on.
         from: Slot,
     },
+    /// This node had fallen behind what is kept, and took in what it came to.
+    Installed {
+        /// Up to this slot.
+        slot: Slot,
+        /// From this peer.
+        peer: NodeId,
+    },
     /// Two nodes hold different histories. This node serves stable only and votes no more.
     Diverged {
         /// What was seen.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::core::Node;
 use crate::core::ids::{NodeId, Slot, Time, TxId};
 use crate::core::io::{After, Applied, Event, Outcome, Output, Receipt};
-use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message, OpenSummary};
+use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message, OpenSummary, Snapshot};
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::RESOLVE_SPLIT_MS;
@@ -39,11 +39,9 @@ impl Node {
         let Decision { slot, version, state_hash, .. } = decision;
         let (txid, value) = (decision.value.txid().cloned(), decision.word());
         self.event(Event::Decided { slot, txid, value, version, state_hash, reason });
-        self.driver = None;
-        self.resolver = None;
-        self.resolve_tries = 0;
-        self.vetting.clear();
+        self.leave_slot();
         if decision.value.is_commit() {
+            self.check_links();
             self.apply();
         }
         self.settle(Some(&decision));
@@ -86,6 +84,45 @@ impl Node {
             // What it lacked may be why it got no grants.
             self.next_beat = self.now.time;
         }
+    }
+
+    /// What decided the slots in between is kept nowhere; what it came to takes the place of what this node had.
+    pub(super) fn on_snapshot(&mut self, from: &NodeId, snapshot: Snapshot) {
+        let Snapshot { genesis_hash, slot, state_hash, state, disks } = snapshot;
+        if slot <= self.durable.head().slot || genesis_hash != self.durable.genesis_hash() {
+            return;
+        }
+        if self.append(Record::Snapshot { genesis_hash, slot, state_hash, state }).is_none() {
+            return;
+        }
+        for (node, disk_id) in disks {
+            if self.durable.pinned_disk(&node).is_none() && self.durable.state().members.contains_key(&node) {
+                self.append(Record::Peer { node, disk_id });
+            }
+        }
+        self.event(Event::Installed { slot, peer: from.clone() });
+        self.leave_slot();
+        self.forget_decided();
+        if let Some(flight) = self.in_flight.take().filter(|flight| !flight.answered) {
+            let why = format!("slot {} was decided while this node was away, and its decision is not kept any more", flight.slot);
+            let receipt = self.bare_receipt(flight.txid, Outcome::Unknown(why));
+            self.answer(flight.request.caller, receipt, flight.request.started);
+        }
+        self.check_links();
+        self.apply();
+        self.fetching = None;
+        self.fetch_if_behind();
+        self.check_caught_up();
+        self.replay_stash();
+        self.next_proposal();
+    }
+
+    /// Nothing is left to do in the slot that was open.
+    fn leave_slot(&mut self) {
+        self.driver = None;
+        self.resolver = None;
+        self.resolve_tries = 0;
+        self.vetting.clear();
     }
 
     fn learn(&mut self, from: &NodeId, decisions: Vec<Decision>) {
@@ -160,6 +197,8 @@ impl Node {
         let decisions: Vec<_> = first.chain(more).cloned().collect();
         if decisions.first().is_some_and(|decision| decision.slot == from) {
             self.send(to, Message::Decisions { decisions }, After::Nothing);
+        } else if from < self.durable.first_kept() {
+            self.send(to, Message::Snapshot(self.durable.snapshot()), After::Nothing);
         }
     }
 
@@ -333,7 +372,7 @@ impl Node {
 
     /// Keeps the receipt of a transaction that got no slot; of the others the log tells.
     pub(super) fn remember(&mut self, receipt: &Receipt) {
-        if receipt.slot.is_none() && matches!(receipt.outcome, Outcome::Aborted(_)) {
+        if receipt.txid.counter > 0 && receipt.slot.is_none() && matches!(receipt.outcome, Outcome::Aborted(_)) {
             if self.receipts.len() == RECEIPTS_KEPT_MAX {
                 self.receipts.pop_front();
             }

@@ -188,6 +188,12 @@ impl Node {
         }
     }
 
+    /// The decisions of this process do not join up any more.
+    pub(super) fn forget_decided(&mut self) {
+        self.leases.decided_at.clear();
+        self.fence_nobody_for_a_lease();
+    }
+
     /// When this slot was decided here, if that was in this process and not long ago.
     fn decided_at(&self, slot: Slot) -> Option<Time> {
         let (first, _) = self.leases.decided_at.front()?;

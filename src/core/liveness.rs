@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::ids::{Incarnation, NodeId, Slot, Time};
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time};
 use crate::core::message::{DIGEST_WHOLE_MEMBERS_MAX, DigestEntry, Head, HealthSnapshot, Heartbeat, LeaseSummary};
 
 /// Beats that may be missed before a member counts as down.
@@ -17,6 +17,8 @@ const DIGEST_ROTATION: usize = 8;
 pub struct Peer {
     /// The incarnation at the other end of the link, while there is one.
     pub link: Option<Incarnation>,
+    /// The disk at the other end of the last link.
+    pub disk_id: Option<DiskId>,
     /// The newest incarnation, beat and head that were heard of, by whichever way.
     pub newest: Option<DigestEntry>,
     /// When `newest` last moved on.
@@ -54,8 +56,20 @@ impl Liveness {
         self.peers.iter()
     }
 
-    pub(crate) fn link_up(&mut self, id: &NodeId, incarnation: Incarnation) {
-        self.peers.entry(id.clone()).or_default().link = Some(incarnation);
+    pub(crate) fn link_up(&mut self, id: &NodeId, incarnation: Incarnation, disk_id: DiskId) {
+        let peer = self.peers.entry(id.clone()).or_default();
+        if peer.disk_id != Some(disk_id) {
+            // What another disk held says nothing of this one.
+            (peer.head, peer.kept) = (None, 0);
+        }
+        (peer.link, peer.disk_id) = (Some(incarnation), Some(disk_id));
+    }
+
+    /// The log has admitted another disk of this node than the one that was met.
+    pub(crate) fn replaced(&mut self, id: &NodeId) {
+        if let Some(peer) = self.peers.get_mut(id) {
+            (peer.head, peer.kept) = (None, 0);
+        }
     }
 
     /// True if it was this incarnation's link that went.

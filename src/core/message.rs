@@ -1,11 +1,13 @@
 //! What travels between nodes. Every message is idempotent, and carries the slot and ballot it belongs to.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::core::ballot::Ballot;
 use crate::core::gate::RouteEvidence;
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, StateHash, TxId};
-use crate::core::state::Transaction;
+use crate::core::state::{RoutingState, Transaction};
 use crate::core::value::{Decision, Value, Vote};
 
 /// Members from which on a heartbeat's digest is a selection rather than all of them.
@@ -88,6 +90,8 @@ pub enum Message {
         /// At most [`FETCH_DECISIONS_MAX`] of them.
         decisions: Vec<Decision>,
     },
+    /// Instead of decisions that are not kept any more: what they came to.
+    Snapshot(Snapshot),
     /// For so long from the beat on you may serve a canary, as far as I am concerned.
     Grant(Grant),
     /// I have recorded that this is your disk.
@@ -176,6 +180,21 @@ pub struct Heartbeat {
     pub health: HealthSnapshot,
     /// What the sender has heard of the members.
     pub digest: Vec<DigestEntry>,
+}
+
+/// What all decisions up to a slot came to.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Whose log it is.
+    pub genesis_hash: StateHash,
+    /// The slot.
+    pub slot: Slot,
+    /// The hash of the log with that slot.
+    pub state_hash: StateHash,
+    /// The state.
+    pub state: RoutingState,
+    /// The disks that the sender has recorded of members of the genesis.
+    pub disks: BTreeMap<NodeId, DiskId>,
 }
 
 /// What a beat says of leases.

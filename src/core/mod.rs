@@ -47,6 +47,7 @@ use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::state::Transaction;
+use crate::core::value::Decision;
 
 /// How long a coordinator's own records may stay unsynced while its peers are a majority without it, in milliseconds: longer
 /// than their syncs take, so that on a commit's way it syncs nothing itself.
@@ -303,6 +304,7 @@ impl Node {
             Message::Decisions { decisions } => self.on_decisions(&from, decisions),
             Message::Heartbeat(beat) => self.on_heartbeat(&from, beat),
             Message::Fetch { from: slot } => self.on_fetch(&from, slot),
+            Message::Snapshot(snapshot) => self.on_snapshot(&from, snapshot),
             Message::Grant(grant) => self.on_grant(from, &grant),
             Message::Pinned { disk_id } => self.on_pinned(from, disk_id),
         }
@@ -313,10 +315,7 @@ impl Node {
     fn on_link_up(&mut self, peer: NodeId, incarnation: Incarnation, disk_id: DiskId) {
         match self.durable.pinned_disk(&peer) {
             Some(pinned) if pinned != disk_id && !mutated!(self, WipedNodeRejoins) => {
-                let reason = format!(
-                    "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
-                    self.id()
-                );
+                let reason = self.not_this_disk(&peer, disk_id, pinned);
                 return self.out.push(Output::Refuse { peer, reason });
             }
             Some(_) => {}
@@ -325,12 +324,36 @@ impl Node {
             }
             None => {}
         }
-        self.liveness.link_up(&peer, incarnation);
+        self.liveness.link_up(&peer, incarnation, disk_id);
         self.event(Event::LinkUp { peer: peer.clone(), incarnation });
-        self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
+        if self.durable.pinned_disk(&peer).is_some() {
+            self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
+        }
         self.send_heartbeat(&peer, true);
         if let Some(request) = self.driver_request() {
             self.send(&peer, request, After::Nothing);
+        }
+    }
+
+    fn not_this_disk(&self, peer: &NodeId, disk_id: DiskId, pinned: DiskId) -> String {
+        format!(
+            "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
+            self.id()
+        )
+    }
+
+    /// The members may have changed: a link that was a learner's is no member's of another disk.
+    fn check_links(&mut self) {
+        let wrong = |(id, peer): (&NodeId, &liveness::Peer)| {
+            let (disk_id, pinned) = (peer.disk_id?, self.durable.pinned_disk(id)?);
+            (disk_id != pinned).then(|| (id.clone(), peer.link, disk_id, pinned))
+        };
+        for (peer, link, disk_id, pinned) in self.liveness.peers().filter_map(wrong).collect::<Vec<_>>() {
+            self.liveness.replaced(&peer);
+            let Some(incarnation) = link else { continue };
+            let reason = self.not_this_disk(&peer, disk_id, pinned);
+            self.on_link_down(peer.clone(), incarnation);
+            self.out.push(Output::Refuse { peer, reason });
         }
     }
 
@@ -366,8 +389,8 @@ impl Node {
                 if record.is_pledge() {
                     self.pledge = (self.index, self.now.time);
                 }
-                if let Record::Decided { decision } = &record {
-                    self.unkept.push_back((self.index, decision.slot));
+                if let Record::Decided { decision: Decision { slot, .. } } | Record::Snapshot { slot, .. } = &record {
+                    self.unkept.push_back((self.index, *slot));
                 }
                 self.out.push(Output::Append { index: self.index, record });
                 Some(self.index)

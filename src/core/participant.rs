@@ -4,14 +4,18 @@
 //! record is synced. PREPARED has no timer: only the decision of the slot ends it.
 
 use crate::core::ballot::Ballot;
+use crate::core::durable::JOINED_INCARNATION_MIN;
 use crate::core::ids::{NodeId, Slot, StateHash};
 use crate::core::io::{After, Event, Output};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
-use crate::core::state::{Kind, Transaction};
+use crate::core::state::{Change, Kind, MemberChange, RoutingState, Transaction};
 use crate::core::value::{Value, Vote};
 use crate::core::{Node, Vetting};
+
+/// A node that is to become a member may lack so many slots: the mesh goes on while it learns.
+pub const LEARNER_SLOTS_BEHIND_MAX: Slot = 64;
 
 impl Node {
     /// PREPARE_REQ in the open slot: whether this node votes at all, in the order of the rules.
@@ -27,13 +31,50 @@ impl Node {
         }
         match (self.durable.after(&tx), tx.kind) {
             (Err(error), _) => self.cast(from, slot, ballot, tx, Vote::no(error.to_string())),
-            (Ok(_), Kind::Reduce | Kind::Config) => self.cast(from, slot, ballot, tx, Vote::yes()),
+            (Ok(_), Kind::Reduce) => self.cast(from, slot, ballot, tx, Vote::yes()),
+            (Ok(after), Kind::Config) => {
+                let vote = self.vote_on_members(&after, &tx.change);
+                self.cast(from, slot, ballot, tx, vote);
+            }
             // The models must be loaded and the gate asked: the shell answers with `Vetted`.
             (Ok(_), Kind::Advance) => {
                 self.vetting.insert(ballot.clone(), Vetting { from, tx: tx.clone() });
                 self.out.push(Output::Vet { slot, ballot, tx });
             }
         }
+    }
+
+    /// A change of the members must leave a majority that can decide, and whoever is added learns first.
+    fn vote_on_members(&self, after: &RoutingState, change: &Change) -> Vote {
+        let id = self.id();
+        if let Change::Members(MemberChange::Add { node, disk_id }) = change {
+            let incarnation = self.liveness.peer(node).and_then(|peer| peer.newest.as_ref()).map(|newest| newest.incarnation);
+            let begun_again = incarnation.is_some_and(|incarnation| incarnation < JOINED_INCARNATION_MIN)
+                && self.durable.first_disk(node) != Some(*disk_id);
+            if begun_again && node != id {
+                return Vote::no(format!(
+                    "the log of {node} was not begun to join a mesh, and could name transactions that are named already: move it away, and start {node} with --join"
+                ));
+            }
+            let (head, own) = (self.liveness.head_slot(node), self.durable.head().slot);
+            match head {
+                _ if node == id => {}
+                None => return Vote::no(format!("{id} has not heard of {node}: is it running, and in the peers.json of {id}?")),
+                Some(head) if head + LEARNER_SLOTS_BEHIND_MAX < own => {
+                    return Vote::no(format!("{node} has not caught up: it is at slot {head} of {own}; try again when it has"));
+                }
+                Some(_) => {}
+            }
+        }
+        let alive = |member: &&NodeId| *member == id || self.is_alive(member) || self.liveness.linked().any(|linked| linked == *member);
+        let (alive, majority) = (after.members.keys().filter(alive).count(), after.majority());
+        if alive < majority {
+            let members = after.members.len();
+            return Vote::no(format!(
+                "of the {members} members after this {majority} would have to be alive to decide, and {id} sees {alive}"
+            ));
+        }
+        Vote::yes()
     }
 
     /// The models and the gate have spoken. Much may have happened meanwhile, so the rules are asked again.

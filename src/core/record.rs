@@ -29,7 +29,8 @@ pub enum Record {
         /// This log's disk.
         disk_id: DiskId,
     },
-    /// The state at a slot. Slot 0 is the genesis; a later one stands for all decisions up to it.
+    /// The state at a slot. Slot 0 is the genesis; a later one stands for all decisions up to it. Second in every log, and further on where
+    /// a node had fallen behind what is kept anywhere.
     Snapshot {
         /// The genesis hash, so that a log is known by its beginning even when that is compacted away.
         genesis_hash: StateHash,

@@ -77,6 +77,7 @@ fn kind(message: &Message) -> &'static str {
         Message::Heartbeat(_) => "HEARTBEAT",
         Message::Fetch { .. } => "FETCH",
         Message::Decisions { .. } => "DECISIONS",
+        Message::Snapshot(_) => "SNAPSHOT",
         Message::Grant(_) => "GRANT",
         Message::Pinned { .. } => "PINNED",
     }
@@ -116,6 +117,7 @@ fn detail(message: &Message) -> String {
         Message::Heartbeat(beat) => format!("{} at slot {}", beat.beat, beat.head.slot),
         Message::Fetch { from } => format!("from slot {from}"),
         Message::Decisions { decisions } => format!("{} decisions", decisions.len()),
+        Message::Snapshot(snapshot) => format!("of slot {}", snapshot.slot),
         Message::Grant(grant) => format!("for beat {}", grant.beat),
         Message::Pinned { disk_id } => format!("disk {disk_id}"),
     }
@@ -404,6 +406,7 @@ impl Cluster {
                 format!("{name} decided slot {slot}: {value}, version {version}{}", because(reason))
             }
             Event::Diverged { reason } => format!("{name} DIVERGED: {reason}"),
+            Event::Installed { slot, peer } => format!("{name} takes in what slot {slot} came to, from {peer}"),
             Event::CatchingUp { peer, from } => format!("{name} fetches slot {from} and on from {peer}"),
             Event::CaughtUp { slot } => format!("{name} has caught up, slot {slot}"),
             Event::Admitted => format!("{name} is recorded by every member"),

@@ -324,7 +324,7 @@ fn messages() -> Vec<Message> {
     messages.iter().for_each(|message| match message {
         Message::PrepareReq { .. } | Message::PrepareResp { .. } | Message::AcceptReq { .. } | Message::AcceptResp { .. } => {}
         Message::Decision { .. } | Message::ResolveReq { .. } | Message::ResolveResp { .. } | Message::Heartbeat(_) => {}
-        Message::Fetch { .. } | Message::Decisions { .. } | Message::Grant(_) | Message::Pinned { .. } => {}
+        Message::Fetch { .. } | Message::Decisions { .. } | Message::Grant(_) | Message::Snapshot(_) | Message::Pinned { .. } => {}
     });
     messages.push(fetch(0));
     messages

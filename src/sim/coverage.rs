@@ -83,6 +83,7 @@ situations! {
     AskedLater: "transaction asked for later",
     CaughtUp: "node caught up from another",
     Compacted: "log compacted",
+    SnapshotInstalled: "snapshot taken in by a node that lacked what was compacted",
     HealedMajority: "only a majority healed",
     HealedAll: "all nodes healed",
 }

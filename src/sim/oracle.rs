@@ -70,7 +70,11 @@ impl Holds {
             Record::Fence { member, slot } => {
                 self.fences.insert(member.clone(), *slot);
             }
-            Record::Boot { .. } | Record::Snapshot { .. } | Record::Admitted | Record::Lease { .. } => {}
+            Record::Snapshot { slot, .. } => {
+                (self.promised, self.prepared, self.accepted) = (None, None, None);
+                self.head = *slot;
+            }
+            Record::Boot { .. } | Record::Admitted | Record::Lease { .. } => {}
         }
     }
 
@@ -148,15 +152,16 @@ pub struct Oracle {
 impl Oracle {
     /// Nothing has happened yet.
     pub fn new(genesis: &RoutingState, disks: &[DiskId]) -> Oracle {
-        let watched = |disk: &DiskId| Watched {
+        let counts = |node: usize| genesis.members.contains_key(&crate::sim::node_name(node));
+        let watched = |(node, disk): (usize, &DiskId)| Watched {
             running: Holds::default(),
             synced: Holds::default(),
             told_before: 0,
-            disks: [*disk].into(),
+            disks: counts(node).then_some(*disk).into_iter().collect(),
             disk: *disk,
         };
         Oracle {
-            nodes: disks.iter().map(watched).collect(),
+            nodes: disks.iter().enumerate().map(watched).collect(),
             decisions: Vec::new(),
             state: genesis.clone(),
             attempts: BTreeMap::new(),
@@ -230,6 +235,12 @@ impl Oracle {
                 return broken("promises never go back", format!("{} accepts {ballot} in slot {slot} after {running:?}", name(node)));
             }
             Record::Decided { decision } => self.decided(node, decision, coverage)?,
+            Record::Snapshot { slot, state_hash, .. } => {
+                coverage.met(Situation::SnapshotInstalled);
+                if *slot <= running.head || self.decision(*slot).is_none_or(|decision| decision.state_hash != *state_hash) {
+                    return broken("only what is decided is served", format!("{} takes in a snapshot of slot {slot}", name(node)));
+                }
+            }
             _ => {}
         }
         self.nodes[node].running.take(record);

@@ -28,6 +28,8 @@ pub const NODES_MAX: usize = 16;
 pub struct Plan {
     /// How many nodes.
     pub nodes: usize,
+    /// How many of them, from the last on, are no members at first.
+    pub outsiders: usize,
     /// How the network behaves.
     pub weather: Weather,
     /// How the processes behave.
@@ -336,15 +338,17 @@ impl Plan {
         let faults_us = rng.u64(FAULTS_US_MIN..=FAULTS_US_MAX);
         let heal_at = SETTLE_US + faults_us;
         let members_change = nodes >= 3 && some_of(&mut rng, 6);
-        let (weather, habits) = (weather(&mut rng), habits(&mut rng, nodes, members_change));
+        let outsiders = if members_change && nodes >= 4 && rng.bool() { rng.usize(1..=nodes - 3) } else { 0 };
+        let (weather, habits) = (weather(&mut rng), habits(&mut rng, nodes));
         let lost_max = match members_change {
-            true => nodes.saturating_sub(3) / 2,
+            true => (nodes - outsiders).saturating_sub(3) / 2,
             false => (nodes - 1) / 2,
         };
         let mut order: Vec<_> = (0..nodes).collect();
         rng.shuffle(&mut order);
         let mut plan = Plan {
             nodes,
+            outsiders,
             weather,
             habits,
             actions: Vec::new(),
@@ -356,7 +360,9 @@ impl Plan {
         };
         plan.callers(&mut rng);
         plan.faults(&mut rng, lost_max);
-        if members_change {
+        if outsiders > 0 {
+            plan.newcomers(&mut rng);
+        } else if members_change {
             plan.members(&mut rng);
         }
         // Stable: what was drawn first for a moment comes first in it.
@@ -484,6 +490,31 @@ impl Plan {
         }
     }
 
+    /// Nodes that were no members are admitted, one after another, while a member is cut off more and more.
+    fn newcomers(&mut self, rng: &mut Rng) {
+        let members = self.nodes - self.outsiders;
+        let (far, near) = (rng.usize(0..members), rng.usize(0..members));
+        let start = rng.u64(SETTLE_US + 8_000_000..SETTLE_US + 16_000_000);
+        for other in (0..members).filter(|other| *other != far && *other != near) {
+            // Only one hears of it at last.
+            let (at, for_us) = (start - rng.u64(5_000_000..8_000_000), rng.u64(12_000_000..25_000_000));
+            self.push(at, What::Cut { from: far, to: other, for_us, seen: rng.bool() });
+            self.push(at, What::Cut { from: other, to: far, for_us, seen: rng.bool() });
+        }
+        self.push(start, What::Split { side: 1 << far, for_us: rng.u64(5_000_000..15_000_000), seen: rng.bool() });
+        let mut at = start;
+        for newcomer in members..self.nodes {
+            for _ in 0..rng.u32(1..4) {
+                at += rng.u64(1_000..1_500_000);
+                self.push(at, What::Propose { node: rng.usize(0..members), wish: Wish::Admit(newcomer), key: None });
+            }
+        }
+        for _ in 0..6 {
+            at += rng.u64(1_000..1_500_000);
+            self.push(at, What::Propose { node: rng.usize(0..self.nodes), wish: wish(rng, 3), key: None });
+        }
+    }
+
     /// Switches parts of the surroundings off.
     pub fn without(&mut self, knobs: &[Knob]) {
         for knob in knobs {
@@ -538,14 +569,12 @@ fn weather(rng: &mut Rng) -> Weather {
     }
 }
 
-fn habits(rng: &mut Rng, nodes: usize, members_change: bool) -> Habits {
+fn habits(rng: &mut Rng, nodes: usize) -> Habits {
     let clocks = rng.bool();
     let clock = |_| if clocks { rng.i64(-10_000..=10_000) } else { 0 };
     let clocks_ppm = (0..nodes).map(clock).collect();
     let rate = |rng: &mut Rng, often: u64| if rng.bool() { 0 } else { log_uniform(rng, often, 200) as u32 };
-    // A node that was compacted away from cannot be admitted anew: snapshots over the mesh are not built yet.
-    let small = !members_change && rng.bool();
-    let keep = match small {
+    let keep = match rng.bool() {
         true => Keep { min: rng.usize(2..12), to_compact: rng.usize(2..12) },
         false => Keep::default(),
     };

@@ -20,6 +20,7 @@ pub fn number(message: &Message) -> u64 {
         Message::Decisions { .. } => 10,
         Message::Pinned { .. } => 11,
         Message::Grant(_) => 12,
+        Message::Snapshot(_) => 13,
     }
 }
 
@@ -37,6 +38,7 @@ pub fn coordinates(message: &Message) -> (u64, u64) {
         Message::Fetch { from } => (*from, 0),
         Message::Decisions { decisions } => (decisions.first().map_or(0, |first| first.slot), decisions.len() as u64),
         Message::Pinned { disk_id } => (u64::from_be_bytes(disk_id.0), 0),
+        Message::Snapshot(snapshot) => (snapshot.slot, 0),
         Message::Grant(grant) => (grant.beat, grant.incarnation),
     }
 }
@@ -86,6 +88,7 @@ pub fn message(message: &Message) -> String {
             format!("DECISIONS {first} to {last}")
         }
         Message::Pinned { disk_id } => format!("PINNED disk {disk_id}"),
+        Message::Snapshot(snapshot) => format!("SNAPSHOT of slot {}", snapshot.slot),
         Message::Grant(grant) => format!("GRANT for beat {}", grant.beat),
     }
 }
@@ -115,6 +118,7 @@ pub fn event(event: &Event) -> String {
         Event::Fenced { member } => format!("has fenced {member}"),
         Event::FenceLifted { member } => format!("grants to {member} again"),
         Event::CaughtUp { slot } => format!("has caught up, slot {slot}"),
+        Event::Installed { slot, peer } => format!("takes in what slot {slot} came to, from {peer}"),
         Event::CatchingUp { peer, from } => format!("fetches slot {from} and on from {peer}"),
         Event::Diverged { reason } => format!("DIVERGED: {reason}"),
     }

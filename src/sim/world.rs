@@ -10,14 +10,14 @@ use fastrand::Rng;
 
 use crate::core::Node;
 use crate::core::ballot::Ballot;
-use crate::core::durable::Durable;
+use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
 use crate::core::gate::GateLimits;
 use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, Time};
 use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
-use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer, Snapshot};
 use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
-use crate::core::value::{AbortCause, Vote};
+use crate::core::value::{AbortCause, Vote, genesis_hash};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::disk::{Disk, Errno, Failed};
 use crate::sim::mistakes::{self, Mutant};
@@ -155,12 +155,15 @@ impl<'a> World<'a> {
     /// All nodes of the plan, down, with new logs.
     pub fn new(seed: u64, plan: &'a Plan, switches: Switches) -> World<'a> {
         let mut rng = Rng::with_seed(seed ^ 0x5157_0000_0000_0001);
-        let genesis = genesis(plan.nodes);
+        let genesis = genesis(plan.nodes - plan.outsiders);
         let disks: Vec<_> = (0..plan.nodes).map(|node| disk_id(node, 0)).collect();
         let network = Network::new(rng.u64(..), plan.nodes, plan.weather);
         let mut processes = Vec::new();
         for (node, disk_id) in disks.iter().enumerate() {
-            let records = Durable::genesis(&mesh(), &node_name(node), *disk_id, genesis.clone());
+            let records = match node < plan.nodes - plan.outsiders {
+                true => Durable::genesis(&mesh(), &node_name(node), *disk_id, genesis.clone()),
+                false => joining(node, *disk_id, JOINED_INCARNATION_MIN, &genesis),
+            };
             let ppm = plan.habits.clocks_ppm.get(node).copied().unwrap_or_default();
             processes.push(Process {
                 id: node_name(node),
@@ -188,7 +191,8 @@ impl<'a> World<'a> {
                 fuse: None,
                 repair_us: 0,
                 held_down: false,
-                admitted: false,
+                // Whoever is no member yet needs nobody's record.
+                admitted: node >= plan.nodes - plan.outsiders,
             });
         }
         World {
@@ -466,13 +470,16 @@ impl<'a> World<'a> {
         self.coverage.met(Situation::Wiped);
         self.crash(node, true, down_us);
         let seed = self.rng.u64(..);
+        // Whoever joins takes over what some node says that all came to; its incarnations begin with the time of day, so above all before.
+        let from = self.processes.iter().filter(|other| !other.disk.is_damaged()).find_map(Process::node);
+        let from = from.map(|node| node.durable().snapshot());
         let process = &mut self.processes[node];
-        let mut records = Durable::genesis(&mesh(), &process.id, disk_id(node, process.start), self.genesis.clone());
-        // A txid is a node, an incarnation and a counter, and a new log begins with incarnation 1: the lost disk's txids would be used
-        // again (docs/PROOF.md). Until a new log begins somewhere else, the simulator looks past that.
-        if let Some(Record::Boot { incarnation, .. }) = records.first_mut() {
-            *incarnation = process.start * 1_000;
-        }
+        let disk = disk_id(node, process.start);
+        let incarnation = JOINED_INCARNATION_MIN + self.now / 1_000;
+        let records = match from {
+            Some(snapshot) => Durable::joining(&mesh(), &process.id, disk, incarnation, snapshot),
+            None => joining(node, disk, incarnation, &self.genesis),
+        };
         process.disk_id = disk_id(node, process.start);
         process.disk = Disk::new(seed, &records);
         self.oracle.wiped(node, process.disk_id);
@@ -1355,7 +1362,9 @@ impl<'a> World<'a> {
             let node = able[healed.asked % able.len()];
             healed.asked += 1;
             if let Some(core) = self.processes[node].node() {
-                let (kind, change) = probe(core.durable().state());
+                // In the calm whoever is dead has been fenced long ago, and an advance goes on without it.
+                let advance = healed.agreed_at.is_some() && healed.asked % 2 == 0;
+                let (kind, change) = probe(core.durable().state(), advance);
                 // Told before it is asked: the answer may come at once.
                 healed.callers.insert(self.callers + 1, self.now);
                 self.ask_for(node, Proposal { kind, change, idempotency_key: None })?;
@@ -1428,6 +1437,13 @@ fn model(number: u8) -> Model {
     Model { id: name(ModelId::new(format!("v{number}"))), digest: Some(Digest([number; 32])) }
 }
 
+/// The log of a node that joins while nothing has been decided.
+fn joining(node: usize, disk_id: DiskId, incarnation: Incarnation, genesis: &RoutingState) -> Vec<Record> {
+    let genesis_hash = genesis_hash(mesh().as_str(), genesis);
+    let snapshot = Snapshot { genesis_hash, slot: 0, state_hash: genesis_hash, state: genesis.clone(), disks: BTreeMap::new() };
+    Durable::joining(&mesh(), &node_name(node), disk_id, incarnation, snapshot)
+}
+
 fn disk_id(node: usize, start: u64) -> DiskId {
     let mut bytes = start.to_be_bytes();
     bytes[0] = 0xa0 + node as u8;
@@ -1449,18 +1465,19 @@ fn one_route(name: &str, change: RouteChange) -> Change {
     Change::Routes([(route(name), change)].into())
 }
 
-/// The reduce that always makes sense.
-fn probe(state: &RoutingState) -> (Kind, Change) {
-    let canary = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary).saturating_sub(1);
+/// What always makes sense: a reduce, or an advance where there is room for one.
+fn probe(state: &RoutingState, advance: bool) -> (Kind, Change) {
+    let now = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary);
+    let (kind, canary) = if advance && now < 10_000 { (Kind::Advance, now + 1) } else { (Kind::Reduce, now.saturating_sub(1)) };
     let weights = Some(Weights { stable: 10_000 - canary, canary });
-    (Kind::Reduce, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
+    (kind, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
 }
 
 /// What a wish comes to in this state.
 fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) {
     let (weights, keep) =
         (|canary: u16| Some(Weights { stable: 10_000 - canary.min(10_000), canary: canary.min(10_000) }), CanaryChange::Keep);
-    let Some(now) = state.routes.get(&route("default")) else { return probe(state) };
+    let Some(now) = state.routes.get(&route("default")) else { return probe(state, false) };
     let Route { canary, previous_stable, .. } = now;
     let routes = |kind, stable, canary, weights| (kind, one_route("default", RouteChange { stable, canary, weights }));
     let try_out = |number: u8, weight| {
@@ -1481,7 +1498,7 @@ fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) 
         }
         Wish::Remove if canary.is_some() => routes(Kind::Reduce, None, CanaryChange::Remove, None),
         Wish::Demote if previous_stable.is_some() => routes(Kind::Reduce, previous_stable.clone(), keep, None),
-        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state),
+        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state, false),
         Wish::Dismiss(node) => (Kind::Config, Change::Members(MemberChange::Remove { node: node_name(node) })),
         Wish::Admit(node) => (Kind::Config, Change::Members(MemberChange::Add { node: node_name(node), disk_id: disks[node] })),
     }
