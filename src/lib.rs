@@ -37,6 +37,7 @@
 //! | A timeout after a commit was proposed is never told as "aborted" | [`core::io::Outcome::Unknown`] |
 //! | A node that lost its log does not vote under its old name | [`core::ids::DiskId`], recorded by every peer ([`core::record::Record::Peer`]) |
 //! | A request sees one routing version from start to end | the gateway's snapshot, swapped whole |
+//! | A canary is served on a lease only | every request that would go to one reads the clock: [`gateway::Gateway::lease`] |
 //! | After a failed write or sync nothing more is written | [`wal::WalError::Poisoned`] |
 //! | Queues, frames, bodies, connections and caches have a limit | constants that end in `_MAX`; DESIGN_PLAN.md section 11 lists them |
 //!
