@@ -149,7 +149,8 @@ impl Gateway {
     }
 
     /// From this moment of the gateway's clock on no request is given to a canary; before the first call, none is. In force at once:
-    /// every request that would go to a canary reads the clock when it is given to its model. One that was given to it before keeps it.
+    /// every request that would go to a canary reads the clock when it is given to its model: to one in the process when all of it has
+    /// arrived, to a model server when its head has. One that was given to it before keeps it.
     ///
     /// A lease belongs to the routing state that its grants were given for, and the caller says that state first ([`Gateway::route`]),
     /// on the same thread. Leases from before a `reduce` end within what its receipt says, and those after it are given only to

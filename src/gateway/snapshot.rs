@@ -8,6 +8,7 @@ use http::HeaderValue;
 use crate::core::gate::GateLimits;
 use crate::core::ids::{RouteName, Time};
 use crate::core::state::{Model, Weights};
+use crate::gateway::backend::Backend;
 use crate::gateway::models::Held;
 use crate::gateway::split::{Offer, Variant};
 use crate::gateway::stats::VariantStats;
@@ -51,6 +52,13 @@ impl RouteSnapshot {
     pub(crate) fn offer(&self, lease_until: Time) -> Offer {
         let canary_loaded = self.canary.as_ref().map(|canary| canary.held.backend().is_some());
         Offer { weights: self.weights, canary_loaded, lease_until }
+    }
+
+    /// Whether every model that is loaded is one in the process, the stable one among them.
+    pub(crate) fn is_in_process(&self) -> bool {
+        let is_onnx = |backend: &Arc<Backend>| matches!(**backend, Backend::Onnx(_));
+        let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
+        self.stable.held.backend().is_some_and(is_onnx) && canary.is_none_or(is_onnx)
     }
 
     pub(crate) fn serving(&self, variant: Variant) -> &Serving {

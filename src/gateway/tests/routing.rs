@@ -8,7 +8,7 @@ use crate::core::ids::{Digest, RouteName, Time};
 use crate::core::state::Model;
 use crate::gateway::{Gateway, Options, Variant};
 
-use super::rig::{ask, asking, demo, digits, model, node, post, route_loaded, route_name, run, state, until, whole};
+use super::rig::{ask, asking, demo, digits, model, node, post, route_loaded, route_name, run, spoken_request, state, until, whole};
 
 #[test]
 fn before_its_first_state_a_node_answers_503_and_an_unknown_route_404() {
@@ -94,6 +94,30 @@ fn a_new_lease_never_serves_a_canary_that_the_state_before_it_had_taken_away() {
     let answer = ask(asked, post(digits()[0].1.clone()));
     assert_eq!(answer.chosen(), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
     assert_eq!(ask(asked, post(digits()[0].1.clone())).chosen(), ["stable", "digits-v1", "3", "node-a", "split"]);
+}
+
+#[test]
+fn what_is_chosen_for_a_slow_caller_is_what_may_answer_when_all_of_its_body_is_there() {
+    let (gateway, now) = demo_at();
+    let digit = digits()[0].1.clone();
+    let slowly = |meanwhile: &dyn Fn()| {
+        route_loaded(&gateway, &state(2, "digits-v1", Some(("digits-v2", 10_000))));
+        gateway.lease(Time(6_000_000));
+        let (say, request) = spoken_request();
+        let gateway = Arc::clone(&gateway);
+        let answer = async_std::task::spawn(async move { whole(gateway.predict(&route_name(), request).await).await });
+        let (first, rest) = digit.split_at(digit.len() / 2);
+        say.unbounded_send(Ok(first.to_owned().into())).unwrap();
+        // The sender sees that this part was taken.
+        until("the request is under way", || say.is_empty());
+        meanwhile();
+        say.unbounded_send(Ok(rest.to_owned().into())).unwrap();
+        drop(say);
+        run(answer).chosen().map(str::to_owned)
+    };
+    assert_eq!(slowly(&|| {}), ["canary", "digits-v2", "2", "node-a", "split"]);
+    assert_eq!(slowly(&|| gateway.route(&state(3, "digits-v1", None))), ["stable", "digits-v1", "3", "node-a", "split"]);
+    assert_eq!(slowly(&|| now.store(6_000_000, SeqCst)), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
 }
 
 #[test]
