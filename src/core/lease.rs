@@ -44,7 +44,7 @@ pub(super) struct Leases {
     was_held: bool,
     /// Until when what this process has granted to each member may be counted on.
     pub(super) granted: BTreeMap<NodeId, Time>,
-    /// Nobody is fenced before this: what an earlier process granted, or who was a member then, has run out by then.
+    /// Nobody is fenced before this: what an earlier process granted has run out by then.
     pub(super) fence_from: Time,
     /// Before this, grants that are longer than the present setting may still run.
     shorter_from: Time,
@@ -145,8 +145,9 @@ impl Node {
 
     /// Whether a member that has decided up to `head` may serve a canary by that, as far as this node knows.
     ///
-    /// What lowers exposure withholds from its first accept on: every majority of grants meets the majority that accepted it. So does
-    /// a change of the members: who still goes by the members of before may count grants to a majority that is none any more.
+    /// What lowers exposure withholds from its first accept on: every majority of grants meets the majority that accepted it. That holds
+    /// for whoever still goes by the members of before, too: one may lack one change of them at most without being fenced, and a majority
+    /// of n members meets every majority of n + 1 or n - 1.
     fn may_grant(&self, to: &NodeId, head: Slot) -> bool {
         if self.may_not_take_part().is_some() || !self.durable.state().members.contains_key(to) {
             return false;
@@ -168,30 +169,23 @@ impl Node {
     }
 
     fn withholds(&self, value: &Value) -> bool {
-        let Value::Commit(commit) = value else { return false };
-        match commit.tx.kind {
-            Kind::Reduce => !mutated!(self, ReduceNotWithheld),
-            Kind::Config => !mutated!(self, ConfigNotWithheld),
-            Kind::Advance => false,
-        }
+        value.is_commit() && value.kind() == Some(Kind::Reduce) && !mutated!(self, ReduceNotWithheld)
     }
 
-    /// A slot has been decided here. When it changed the members, those of before may hold grants that this node never gave.
+    /// A slot has been decided here. The grants of who is no member any more count no longer, whatever its name comes back as.
     pub(super) fn note_decided(&mut self, decision: &Decision) {
         if self.leases.decided_at.len() == DECIDED_AT_MAX {
             self.leases.decided_at.pop_front();
         }
         self.leases.decided_at.push_back((decision.slot, self.now.time));
-        let new_members = decision.value.is_commit() && decision.value.kind() == Some(Kind::Config);
-        if new_members && !mutated!(self, NewMemberFencesAtOnce) {
-            self.fence_nobody_for_a_lease();
-        }
+        let members = &self.durable.state().members;
+        self.leases.held.retain(|grantor, _| members.contains_key(grantor));
     }
 
     /// The decisions of this process do not join up any more.
     pub(super) fn forget_decided(&mut self) {
         self.leases.decided_at.clear();
-        self.fence_nobody_for_a_lease();
+        self.leases.held.clear();
     }
 
     /// When this slot was decided here, if that was in this process and not long ago.
@@ -209,7 +203,7 @@ impl Node {
 
     // Fences.
 
-    /// At the first step, and when the members have changed.
+    /// At the first step.
     pub(super) fn fence_nobody_for_a_lease(&mut self) {
         self.leases.fence_from = self.now.time.plus_ms(self.longest_lease_ms()).max(self.leases.fence_from);
     }

@@ -35,7 +35,7 @@ mod with_feature {
     use crate::core::value::{Abort, AbortCause, Value};
     use crate::core::{Driver, Node};
 
-    /// The mistakes of section 9 of the protocol, and from 21 on some more about leases and members. Where one number names two mistakes
+    /// The mistakes of section 9 of the protocol, and from 21 on some more about leases. Where one number names two mistakes
     /// there are two variants.
     #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
     pub enum Mutant {
@@ -90,17 +90,13 @@ mod with_feature {
         OldConnectionCounted,
         /// 21: grants are given to members that lack a reduce.
         ReduceNotWithheld,
-        /// 22: grants are given to members that lack a change of the members.
-        ConfigNotWithheld,
-        /// 23: after a change of the members, members fence at once whoever they have not granted anything.
-        NewMemberFencesAtOnce,
-        /// 24: a yes says that a member is fenced, and grants are given to it all the same.
+        /// 22: a yes says that a member is fenced, and grants are given to it all the same.
         FenceNotKept,
     }
 
     impl Mutant {
         /// All of them, in the order of their numbers.
-        pub const ALL: [Mutant; 28] = [
+        pub const ALL: [Mutant; 26] = [
             Mutant::ResolverAbortsAlone,
             Mutant::ResolverAnnouncesEarly,
             Mutant::MostFrequentValue,
@@ -126,8 +122,6 @@ mod with_feature {
             Mutant::OldIncarnationCounted,
             Mutant::OldConnectionCounted,
             Mutant::ReduceNotWithheld,
-            Mutant::ConfigNotWithheld,
-            Mutant::NewMemberFencesAtOnce,
             Mutant::FenceNotKept,
         ];
 
@@ -159,8 +153,6 @@ mod with_feature {
                 Mutant::OldIncarnationCounted => "old-incarnation-counted",
                 Mutant::OldConnectionCounted => "old-connection-counted",
                 Mutant::ReduceNotWithheld => "reduce-not-withheld",
-                Mutant::ConfigNotWithheld => "config-not-withheld",
-                Mutant::NewMemberFencesAtOnce => "new-member-fences-at-once",
                 Mutant::FenceNotKept => "fence-not-kept",
             }
         }
@@ -190,9 +182,7 @@ mod with_feature {
                 Mutant::KeyAppliedTwice => 19,
                 Mutant::OldIncarnationCounted | Mutant::OldConnectionCounted => 20,
                 Mutant::ReduceNotWithheld => 21,
-                Mutant::ConfigNotWithheld => 22,
-                Mutant::NewMemberFencesAtOnce => 23,
-                Mutant::FenceNotKept => 24,
+                Mutant::FenceNotKept => 22,
             }
         }
 
@@ -224,8 +214,6 @@ mod with_feature {
                 Mutant::OldIncarnationCounted => "a message of an older incarnation is counted",
                 Mutant::OldConnectionCounted => "a message of an older connection is counted",
                 Mutant::ReduceNotWithheld => "grants are given to members that lack a reduce",
-                Mutant::ConfigNotWithheld => "grants are given to members that lack a change of the members",
-                Mutant::NewMemberFencesAtOnce => "members fence at once after a change of the members",
                 Mutant::FenceNotKept => "grants are given to members that a yes has fenced",
             }
         }
@@ -325,7 +313,7 @@ mod with_feature {
             }
             assert!("16".parse::<Mutant>().is_err());
             let numbers: BTreeSet<_> = Mutant::ALL.into_iter().map(Mutant::number).collect();
-            let expected: BTreeSet<_> = (1..=24).collect();
+            let expected: BTreeSet<_> = (1..=22).collect();
             assert_eq!(numbers, expected);
             assert!(Mutant::ALL.is_sorted_by_key(|mutant| mutant.number()));
         }

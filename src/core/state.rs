@@ -374,14 +374,14 @@ impl RoutingState {
     fn change_members(&mut self, change: &MemberChange) -> Result<(), ChangeError> {
         match change {
             MemberChange::Add { node, disk_id } => {
-                let member = Member { disk_id: Some(*disk_id) };
-                if self.members.get(node) == Some(&member) {
-                    return Err(ChangeError::Member(format!("{node} is a member with this disk already")));
+                // Another disk is another member: one may not take the other's place in one step.
+                if self.members.contains_key(node) {
+                    return Err(ChangeError::Member(format!("{node} is a member already; if it has lost its disk, remove it first")));
                 }
                 if self.members.len() >= MEMBERS_MAX {
                     return Err(ChangeError::Member(format!("a mesh has at most {MEMBERS_MAX} members")));
                 }
-                self.members.insert(node.clone(), member);
+                self.members.insert(node.clone(), Member { disk_id: Some(*disk_id) });
             }
             MemberChange::Remove { node } => {
                 if self.members.len() == 1 {
@@ -568,6 +568,7 @@ mod tests {
         let change = |change| Transaction { change: Change::Members(change), ..tx(Kind::Config, weight(0)) };
         let four = state().after(&change(MemberChange::Add { node: node.clone(), disk_id: DiskId([1; 8]) })).unwrap();
         assert_eq!((four.members.len(), four.majority()), (4, 3));
+        assert!(four.after(&change(MemberChange::Add { node: node.clone(), disk_id: DiskId([2; 8]) })).is_err());
         let three = four.after(&change(MemberChange::Remove { node: node.clone() })).unwrap();
         assert_eq!((three.members.len(), three.majority()), (3, 2));
         assert!(three.after(&change(MemberChange::Remove { node })).is_err());

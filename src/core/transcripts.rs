@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
-use crate::core::durable::Durable;
+use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
 use crate::core::gate::GateLimits;
 use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
 use crate::core::io::{AdvanceVotes, After, Event, Input, Now, Outcome, Output, Proposal, Receipt, Settings};
@@ -35,6 +35,7 @@ struct Cluster {
     text: String,
 }
 
+#[derive(Default)]
 struct Process {
     node: Option<Node>,
     disk: Vec<Record>,
@@ -196,6 +197,11 @@ impl Cluster {
                 process.wiped += 1;
                 process.disk = Durable::genesis(&MeshId::new("test").unwrap(), &id(at), DiskId([process.wiped; 8]), genesis);
             }
+            ["join", name, from] => {
+                self.join(&id(name), &id(from));
+                self.relink();
+                self.deliver();
+            }
             ["run", ms] => self.run(ms.parse().unwrap()),
             ["receipt", at, txid] => {
                 let receipt = self.members[&id(at)].node.as_ref().unwrap().receipt(&txid.parse().unwrap());
@@ -214,18 +220,7 @@ impl Cluster {
 
     fn start(&mut self, names: &[&str]) {
         for name in names {
-            let process = Process {
-                node: None,
-                disk: Vec::new(),
-                unsynced: Vec::new(),
-                after_sync: Vec::new(),
-                synced: 0,
-                sync_held: false,
-                veto: None,
-                vets_held: None,
-                wiped: 0,
-            };
-            self.members.insert(id(name), process);
+            self.members.insert(id(name), Process::default());
         }
         let genesis = self.genesis();
         for (number, (name, process)) in self.members.iter_mut().enumerate() {
@@ -237,6 +232,16 @@ impl Cluster {
         }
         self.relink();
         self.deliver();
+    }
+
+    /// A node with a new log joins: it takes over what another one's log came to, at a time of day that goes on by a second.
+    fn join(&mut self, name: &NodeId, from: &NodeId) {
+        let snapshot = self.members[from].node.as_ref().unwrap().durable().snapshot();
+        let process = self.members.entry(name.clone()).or_default();
+        process.wiped += 1;
+        let (disk_id, incarnation) = (DiskId([0xb0 + process.wiped; 8]), JOINED_INCARNATION_MIN + u64::from(process.wiped));
+        process.disk = Durable::joining(&MeshId::new("test").unwrap(), name, disk_id, incarnation, snapshot);
+        self.boot(name);
     }
 
     /// Replays the disk and starts the node, as the shell does.
@@ -288,7 +293,13 @@ impl Cluster {
         };
         let change = match words {
             ["remove", name] => Change::Members(MemberChange::Remove { node: id(name) }),
-            ["add", name] => Change::Members(MemberChange::Add { node: id(name), disk_id: DiskId([1; 8]) }),
+            ["add", name] => {
+                let disk_id = self.members.get(&id(name)).map_or(DiskId([1; 8]), |process| match process.disk[0] {
+                    Record::Boot { disk_id, .. } => disk_id,
+                    _ => unreachable!(),
+                });
+                Change::Members(MemberChange::Add { node: id(name), disk_id })
+            }
             _ => Change::Routes([(RouteName::new("default").unwrap(), route)].into()),
         };
         self.callers += 1;
