@@ -186,6 +186,9 @@ pub struct RollbackArgs {
     /// Also takes the last promotion back
     #[structopt(long)]
     pub stable: bool,
+    /// Shows who has applied it and how long it takes yet, and ends when no canary is served anywhere; told to stop before, exits 5
+    #[structopt(short, long)]
+    pub watch: bool,
     /// Your own name for this request: however often it is sent, it is applied once [default: a random one]
     #[structopt(long, value_name = "key", parse(try_from_str = idempotency_key))]
     pub idempotency_key: Option<String>,

@@ -1,4 +1,4 @@
-//! The one place where this node reads clocks.
+//! The one place where a node reads its clocks.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
