@@ -159,6 +159,20 @@ links_are() {
   [[ $(grep -c "\"link\": \"$1\"" <<<"$picture") == "$2" ]]
 }
 
+# The lease of this node, as it tells itself: whether it holds one.
+lease_of() {
+  "$binary" status --endpoint "${data[$1]}" --output json 2>/dev/null | grep -A 1 '"lease": {' | grep -qF "\"held\": $2"
+}
+
+lease_is_over() { lease_of "$1" false; }
+
+holds_lease() { lease_of "$1" true; }
+
+# Whether `b` knows of a majority that has fenced this node.
+is_fenced() {
+  "$binary" status --endpoint "${data[$b]}" --output json 2>/dev/null | grep -A 8 "\"fenced\": \[" | grep -qF '"majority": true'
+}
+
 tell_story() {
   local requests=models/requests.ndjson cut
   wait_for "all nodes to be linked, at version 0" all_linked 0 0
@@ -213,34 +227,42 @@ tell_story() {
   run 0 status
   ok "$a has replayed its log and learnt of the abort; all three have the same hash, $(common_hash)."
 
-  chapter "A partition: the minority cannot commit, the majority can lower the risk"
+  chapter "A node is cut off while the canary is live"
   cut="[[\"$a\"], [\"$b\", \"$c\"]]"
   cut_links "$cut"
   say "   peers.json now has ${bold}\"partitions\": $cut$plain, and the nodes read it again."
   wait_for "the links of $a to be cut at both ends" links_are cut 4
+  run 0 load --endpoint "${data[$a]}" --file "$requests" --rate 1000
+  answered canary digits-v2 2 20 75 100
+  say "   $a still has a lease, from the last beats that $b and $c answered. Waiting until it is over, which takes 6 s at most."
+  wait_for "the lease of $a to end" lease_is_over "$a"
+  run 0 load --endpoint "${data[$a]}" --file "$requests" --rate 1000
+  answered stable digits-v1 100 100 88 95
+  told 'lease-expired 400'
   run 1 propose --endpoint "${data[$a]}" --weight 50
   told 'no majority'
-  run 0 propose --endpoint "${data[$b]}" --weight 5
-  told "^$a +excused"
+  ok "$a has gone back to digits-v1 by itself, and alone it could decide nothing."
+
+  chapter "The others go on without it: one step forward, and all the way back"
+  wait_for "$b and $c to have fenced $a" is_fenced "$a"
+  run 0 propose --endpoint "${data[$b]}" --weight 20
+  told "^$a +excused +fenced"
   run 5 status
   told "^$a is behind: at slot 3, and others are at 4"
-  ok "$a alone could decide nothing; $b and $c lowered the canary to 5 % without it."
+  run 0 rollback --watch --endpoint "${data[$b]}"
+  told "^$a +excused"
+  told 'no canary anywhere'
+  ok "$a serves stable whatever it knows, so $b and $c needed no vote of it: not for 20 %, and not for the rollback."
 
-  chapter "The partition heals"
+  chapter "The cut heals"
   heal_links
   say "   peers.json is as it was."
-  wait_for "$a to catch up" all_at 2 4
-  run 0 status
-  ok "all three are at version 2 with the same hash, $(common_hash)."
-
-  chapter "Rollback: everything back to digits-v1"
-  run 0 rollback
-  told '^committed '
-  wait_for "all three to roll back" all_at 3 5
+  wait_for "$a to catch up" all_at 3 5
+  wait_for "$a to have a lease again" holds_lease "$a"
   run 0 load --file "$requests" --rate 1000
   answered stable digits-v1 100 100 88 95
   run 0 status
-  ok "all three are at version 3 with the same hash, $(common_hash)."
+  ok "all three are at version 3 with the same hash, $(common_hash), and digits-v1 answers everywhere."
 
   step=''
   say "" "${bold}The story took $SECONDS s, and everything in it was checked.$plain"

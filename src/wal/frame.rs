@@ -443,11 +443,11 @@ mod tests {
     fn a_newer_format_a_newer_record_and_a_length_over_the_cap_are_named() {
         let start = Chain::start();
         assert_eq!(replay(&forged(2, b"whatever", start)).tail, damaged(0, Flaw::Version(2)));
-        let unknown = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([("lease", 1)])).unwrap();
+        let unknown = rmp_serde::to_vec_named(&std::collections::BTreeMap::from([("rollout", 1)])).unwrap();
         let Tail::Damaged(Damage { offset: 0, flaw: Flaw::Record(why) }) = replay(&forged(FORMAT_VERSION, &unknown, start)).tail else {
             panic!("an unknown record was read");
         };
-        assert!(why.contains("unknown variant `lease`"), "{why}");
+        assert!(why.contains("unknown variant `rollout`"), "{why}");
         let mut long = log(&[&[snapshot()]]).0;
         long[MAGIC.len() + 1..][..4].fill(0xFF);
         assert_eq!(replay(&long).tail, damaged(0, Flaw::Length(u32::MAX)));
