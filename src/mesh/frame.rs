@@ -45,10 +45,11 @@ pub(super) enum Packet<M> {
     Refused { reason: String },
     /// Which direct links the sender has from now on, and which no more. First on a connection, all it has, if it has any.
     Links { up: Vec<Neighbour>, down: Vec<NodeId> },
-    /// To a node with links to both: pass this on to that start of the process of `to`.
-    Relay { to: NodeId, incarnation: Incarnation, body: Body },
+    /// To a node with links to both: pass this on to that start of the process of `to`. `lost` is the sender's last direct connection with that
+    /// node, which has ended; 0 if there was none.
+    Relay { to: NodeId, incarnation: Incarnation, lost: u64, body: Body },
     /// From it: this came over the link with that start of the process of `from`. Not passed on any further.
-    Relayed { from: NodeId, start: Start, body: Body },
+    Relayed { from: NodeId, start: Start, lost: u64, body: Body },
     /// All the rest.
     Message(M),
 }
@@ -273,12 +274,10 @@ mod tests {
         let body = Body(vec![7; MESSAGE_BYTES_MAX]);
         let node = NodeId::new("n".repeat(crate::core::ids::NAME_BYTES_MAX)).unwrap();
         let start = Start { incarnation: u64::MAX, disk_id: crate::core::ids::DiskId([0xff; 8]) };
-        let to = encode(&Packet::Relay { to: node.clone(), incarnation: u64::MAX, body: body.clone() }).unwrap();
-        let from = encode(&Packet::Relayed { from: node, start, body: body.clone() }).unwrap();
-        assert_eq!(
-            decode(&to[LENGTH_BYTES..]).unwrap(),
-            Packet::Relay { to: NodeId::new("n".repeat(64)).unwrap(), incarnation: u64::MAX, body }
-        );
+        let to = encode(&Packet::Relay { to: node.clone(), incarnation: u64::MAX, lost: u64::MAX, body: body.clone() }).unwrap();
+        let from = encode(&Packet::Relayed { from: node.clone(), start, lost: u64::MAX, body: body.clone() }).unwrap();
+        let read = Packet::Relay { to: node, incarnation: u64::MAX, lost: u64::MAX, body };
+        assert_eq!(decode(&to[LENGTH_BYTES..]).unwrap(), read);
         assert!(matches!(decode(&from[LENGTH_BYTES..]), Ok(Packet::Relayed { .. })));
     }
 
@@ -287,7 +286,7 @@ mod tests {
         let body = |packet: &Packet<&Message>| Body(encode(packet).unwrap().split_off(LENGTH_BYTES));
         let inner = body(&Packet::Message(&fetch()));
         assert_eq!(inner.message().unwrap(), fetch());
-        let nested = body(&Packet::Relay { to: NodeId::new("c").unwrap(), incarnation: 1, body: inner });
+        let nested = body(&Packet::Relay { to: NodeId::new("c").unwrap(), incarnation: 1, lost: 0, body: inner });
         assert_eq!(nested.message().unwrap_err().to_string(), "not a message of this protocol: an envelope without a message in it");
         for bytes in [&[][..], &[0x92, 9, 0xc0], &[0x92, PROTOCOL_VERSION, 0xc1]] {
             assert!(Body(bytes.to_vec()).message().is_err(), "{bytes:?}");

@@ -33,11 +33,13 @@ pub(crate) fn packet(body: &[u8]) {
         Packet::Welcome => Packet::Welcome,
         Packet::Refused { reason } => Packet::Refused { reason: reason.clone() },
         Packet::Links { up, down } => Packet::Links { up: up.clone(), down: down.clone() },
-        Packet::Relay { to, incarnation, body } => Packet::Relay { to: to.clone(), incarnation: *incarnation, body: body.clone() },
-        Packet::Relayed { from, start, body } => {
+        Packet::Relay { to, incarnation, lost, body } => {
+            Packet::Relay { to: to.clone(), incarnation: *incarnation, lost: *lost, body: body.clone() }
+        }
+        Packet::Relayed { from, start, lost, body } => {
             // As its receiver does; an error is the answer to most of what is invented.
             let _read = body.message();
-            Packet::Relayed { from: from.clone(), start: *start, body: body.clone() }
+            Packet::Relayed { from: from.clone(), start: *start, lost: *lost, body: body.clone() }
         }
         Packet::Message(message) => Packet::Message(message),
     };
@@ -62,6 +64,6 @@ pub(crate) fn envelopes(message: &crate::core::message::Message) -> [Vec<u8>; 3]
     let (node, start) = (NodeId::new("node-c").unwrap(), Start { incarnation: 7, disk_id: DiskId([2; 8]) });
     let body = frame::Body(body_of(&Packet::Message(message)));
     let links = Packet::Links { up: vec![Neighbour { node: node.clone(), start }], down: vec![NodeId::new("node-b").unwrap()] };
-    let relay = Packet::Relay { to: node.clone(), incarnation: start.incarnation, body: body.clone() };
-    [links, relay, Packet::Relayed { from: node, start, body }].map(|packet| body_of(&packet))
+    let relay = Packet::Relay { to: node.clone(), incarnation: start.incarnation, lost: 0, body: body.clone() };
+    [links, relay, Packet::Relayed { from: node, start, lost: u64::MAX, body }].map(|packet| body_of(&packet))
 }

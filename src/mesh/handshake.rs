@@ -42,12 +42,17 @@ pub struct Hello {
     pub(super) incarnation: Incarnation,
     /// The disk its log is on.
     pub(super) disk_id: DiskId,
+    /// Names the connection for both ends: the dialler's, drawn at random.
+    #[serde(default)]
+    pub(super) connection: u64,
 }
 
 impl From<&Identity> for Hello {
     fn from(identity: &Identity) -> Hello {
         let Identity { mesh, genesis_hash, node, incarnation, disk_id } = identity.clone();
-        Hello { magic: MAGIC.to_owned(), mesh, genesis_hash, node, incarnation, disk_id }
+        // 0 stands for none.
+        let connection = fastrand::u64(1..);
+        Hello { magic: MAGIC.to_owned(), mesh, genesis_hash, node, incarnation, disk_id, connection }
     }
 }
 
@@ -193,8 +198,10 @@ where
     S: AsyncBufRead + AsyncWrite + Unpin,
 {
     let outcome = async {
-        write(stream, &Packet::Hello(ours.into())).await?;
-        let Packet::Hello(theirs) = read(stream).await? else { return Err(Why::OutOfTurn) };
+        let hello = Hello::from(ours);
+        write(stream, &Packet::Hello(hello.clone())).await?;
+        let Packet::Hello(mut theirs) = read(stream).await? else { return Err(Why::OutOfTurn) };
+        theirs.connection = hello.connection;
         check_listener(ours, &theirs, dialled)?;
         write(stream, &Packet::Welcome).await?;
         Ok(theirs)

@@ -92,6 +92,8 @@ pub(super) struct Link {
     pub incarnation: Incarnation,
     /// The peer's disk.
     pub disk_id: DiskId,
+    /// What both ends call this connection.
+    pub connection: u64,
     socket: Socket,
     counters: Arc<Counters>,
     out: Mutex<Out>,
@@ -142,6 +144,7 @@ impl Link {
         Link {
             incarnation: peer.incarnation,
             disk_id: peer.disk_id,
+            connection: peer.connection,
             socket,
             counters,
             out: Mutex::default(),
@@ -157,16 +160,17 @@ impl Link {
         self.out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends a frame, or queues it, or ends the link if the queue is full. Never waits.
-    pub fn send(&self, frame: Arc<[u8]>) {
+    /// Sends a frame, or queues it, or ends the link if the queue is full. Never waits. False if the link had ended before.
+    pub fn send(&self, frame: Arc<[u8]>) -> bool {
         let mut out = self.out();
         if out.end.is_some() {
-            return;
+            return false;
         }
         let (messages, bytes) = (out.frames.len(), out.bytes);
         if messages >= QUEUE_MESSAGES_MAX || bytes + frame.len() > QUEUE_BYTES_MAX {
             let reason = format!("{} is too slow: {messages} messages of {bytes} bytes wait for it", self.socket.address);
-            return self.end_locked(&mut out, End::broken(reason));
+            self.end_locked(&mut out, End::broken(reason));
+            return true;
         }
         out.bytes += frame.len();
         out.frames.push_back(frame);
@@ -177,6 +181,7 @@ impl Link {
                 Err(error) => self.end_locked(&mut out, self.failed(&error)),
             }
         }
+        true
     }
 
     /// Sends a frame for another node, unless so much waits that this node's own need the room: what it passes on must not cost it the
@@ -186,10 +191,7 @@ impl Link {
             let out = self.out();
             out.end.is_none() && out.frames.len() < QUEUE_MESSAGES_MAX / 2 && out.bytes + frame.len() <= QUEUE_BYTES_MAX / 2
         };
-        if room {
-            self.send(frame);
-        }
-        room
+        room && self.send(frame)
     }
 
     /// Ends the link. The first reason counts.

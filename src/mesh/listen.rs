@@ -49,8 +49,11 @@ async fn greet(shared: &Shared, stream: Async<TcpStream>, address: SocketAddr) {
         Ok(hello) => match shared.arrive(stream, &hello) {
             None => return,
             Some((returned, refusal)) => {
-                // The handshake is over: the refusal goes over the link that does not come to be.
-                Link::new(returned.get_ref().clone(), &hello, Arc::default()).refuse(&refusal.to_string());
+                // The handshake is over: the refusal goes over the link that does not come to be. A cut says nothing against the peer, which
+                // may still be reached over a third node: it hears of the cut when it dials again.
+                if refusal != Refusal::Cut {
+                    Link::new(returned.get_ref().clone(), &hello, Arc::default()).refuse(&refusal.to_string());
+                }
                 stream = returned;
                 Failed { peer: Some(hello.node), why: refusal.into() }
             }

@@ -211,17 +211,17 @@ impl Mesh {
     /// Sends to a peer if its link is up, from any thread, without waiting. A peer too slow for it loses its link. That a link is
     /// down, or ends, is not an error but an event.
     pub fn send(&self, to: &NodeId, frame: &Frame) {
-        match self.shared.peer(to).and_then(|peer| peer.link()) {
-            Some(link) => link.send(frame.0.clone()),
-            None => self.send_over(to, frame),
+        let Some(peer) = self.shared.peer(to) else { return };
+        if !peer.link().is_some_and(|link| link.send(frame.0.clone())) {
+            self.send_over(&peer, to, frame);
         }
     }
 
     /// Sends to a peer over the node that has links with both, if there is one.
-    fn send_over(&self, to: &NodeId, frame: &Frame) {
+    fn send_over(&self, peer: &Peer, to: &NodeId, frame: &Frame) {
         let Some((neighbour, incarnation)) = self.shared.relays.over(to) else { return };
         let link = self.shared.peer(&neighbour).and_then(|neighbour| neighbour.link());
-        if let Some((link, envelope)) = link.zip(relay::envelope(to, incarnation, frame)) {
+        if let Some((link, envelope)) = link.zip(relay::envelope(to, incarnation, peer.lost(), frame)) {
             link.send(envelope);
         }
     }

@@ -45,6 +45,8 @@ struct State {
     standing: Standing,
     silence_ms_max: u64,
     link: Option<Arc<Link>>,
+    /// The last direct connection, of this link or of one before; 0 if there was none.
+    connection: u64,
     /// A connection from the peer that has shaken hands and waits for the peer's task.
     arrived: Option<(Stream, Arc<Link>)>,
     /// Why there is no link.
@@ -57,6 +59,11 @@ impl State {
         if let Some(link) = &self.link {
             link.end(end);
         }
+    }
+
+    fn take(&mut self, link: Option<Arc<Link>>) {
+        self.connection = link.as_ref().map_or(self.connection, |link| link.connection);
+        self.link = link;
     }
 
     /// Who is at the other end of the newest link.
@@ -84,7 +91,7 @@ impl Peer {
         standing: Standing,
         silence_ms_max: u64,
     ) -> Peer {
-        let state = State { standing, silence_ms_max, link: None, arrived: None, trouble: None };
+        let state = State { standing, silence_ms_max, link: None, connection: 0, arrived: None, trouble: None };
         Peer { id, ours, events, reader, relays, state: Mutex::new(state), changed: Bell::new(), counters: Arc::default() }
     }
 
@@ -95,6 +102,11 @@ impl Peer {
     /// The link that is up.
     pub fn link(&self) -> Option<Arc<Link>> {
         self.state().link.clone()
+    }
+
+    /// The last direct connection, once it has ended.
+    pub fn lost(&self) -> u64 {
+        self.state().connection
     }
 
     /// Takes what peers.json says now. A link stays up when only the address has changed.
@@ -256,7 +268,7 @@ impl Peer {
         let mut state = self.state();
         let wanted = matches!(state.standing, Standing::Wanted { .. });
         let link = wanted.then(|| self.new_link(stream, hello));
-        state.link.clone_from(&link);
+        state.take(link.clone());
         link
     }
 
@@ -266,7 +278,7 @@ impl Peer {
             {
                 let mut state = self.state();
                 if let Some((stream, link)) = state.arrived.take() {
-                    state.link = Some(link.clone());
+                    state.take(Some(link.clone()));
                     return (stream, link);
                 }
             }

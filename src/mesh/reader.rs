@@ -176,7 +176,7 @@ impl Inbox {
     /// Does something with a link and hands on the messages that are there as a whole; lets go of a link that fails.
     fn turn(&mut self, key: u64, events: &mut Vec<MeshEvent>, work: impl FnOnce(&mut Inbound) -> Result<(), End>) {
         let Some(inbound) = self.links.get_mut(&key) else { return };
-        let done = work(inbound).and_then(|()| inbound.hand_on(&self.switch, events));
+        let done = work(inbound).and_then(|()| inbound.hand_on(&mut self.switch, events));
         if let Err(end) = done
             && let Some(inbound) = self.links.remove(&key)
         {
@@ -214,7 +214,7 @@ impl Inbound {
     }
 
     /// Hands on the messages that are there as a whole, while the link lasts.
-    fn hand_on(&mut self, switch: &Switch, events: &mut Vec<MeshEvent>) -> Result<(), End> {
+    fn hand_on(&mut self, switch: &mut Switch, events: &mut Vec<MeshEvent>) -> Result<(), End> {
         let Inbound { link, peer, bytes } = self;
         if !link.is_open() {
             // It has its reason already, and the mesh may have told of its end.

@@ -14,7 +14,7 @@ use crate::core::message::Message;
 use crate::core::routes::{Change, Neighbour, Routes, Start, Way};
 use crate::mesh::dial::REFUSED_RETRY_MS;
 use crate::mesh::frame::{self, Body, LENGTH_BYTES, Packet};
-use crate::mesh::link::Link;
+use crate::mesh::link::{End, Link};
 use crate::mesh::{Frame, MeshEvent};
 
 /// Links told of in one frame: far below the limit of a frame.
@@ -79,11 +79,11 @@ impl Relays {
     }
 }
 
-/// A message's frame in an envelope to `to`.
-pub(super) fn envelope(to: &NodeId, incarnation: Incarnation, message: &Frame) -> Option<Arc<[u8]>> {
+/// A message's frame in an envelope to `to`, with which the connection `lost` has ended.
+pub(super) fn envelope(to: &NodeId, incarnation: Incarnation, lost: u64, message: &Frame) -> Option<Arc<[u8]>> {
     let body = Body(message.0.get(LENGTH_BYTES..)?.to_vec());
     // A message's frame always fits.
-    Some(frame::encode(&Packet::Relay { to: to.clone(), incarnation, body }).ok()?.into())
+    Some(frame::encode(&Packet::Relay { to: to.clone(), incarnation, lost, body }).ok()?.into())
 }
 
 /// See the module.
@@ -91,11 +91,13 @@ pub(super) struct Switch {
     relays: Arc<Relays>,
     /// The direct links that are read, which are those that the neighbours know of.
     links: BTreeMap<NodeId, Arc<Link>>,
+    /// Whose link has been told to be down before its task has said so.
+    ended: BTreeSet<NodeId>,
 }
 
 impl Switch {
     pub fn new(relays: Arc<Relays>) -> Switch {
-        Switch { relays, links: BTreeMap::new() }
+        Switch { relays, links: BTreeMap::new(), ended: BTreeSet::new() }
     }
 
     /// Until something that was refused may be tried again.
@@ -121,15 +123,31 @@ impl Switch {
             MeshEvent::LinkUp { peer, incarnation, disk_id } => {
                 self.relays.change(|routes| routes.direct_up(&peer, Start { incarnation, disk_id }));
             }
-            MeshEvent::LinkDown { peer, reason, .. } => {
-                if self.links.remove(&peer).is_some() {
-                    send_all(&self.links, &Packet::Links { up: vec![], down: vec![peer.clone()] });
-                }
-                self.relays.change(|routes| routes.direct_down(&peer, &reason));
-            }
+            MeshEvent::LinkDown { peer, .. } if self.ended.remove(&peer) => {}
+            MeshEvent::LinkDown { peer, reason, .. } => self.down(&peer, &reason),
             _ => return events.push(event),
         }
         tell(&mut self.relays.ways(), events);
+    }
+
+    /// A direct link is gone.
+    fn down(&mut self, peer: &NodeId, reason: &str) {
+        if self.links.remove(peer).is_some() {
+            send_all(&self.links, &Packet::Links { up: vec![], down: vec![peer.clone()] });
+        }
+        self.relays.change(|routes| routes.direct_down(peer, reason));
+    }
+
+    /// The other end has lost this connection. Here it may go on for a while, or its end may not have been told: what is sent on it would be
+    /// lost, and the answer to what has just come is the next that is sent.
+    fn lost(&mut self, peer: &NodeId, connection: u64) {
+        let link = self.links.get(peer).filter(|link| connection != 0 && link.connection == connection);
+        if let Some(link) = link {
+            let reason = "the other end has lost it";
+            link.end(End::broken(reason));
+            self.ended.insert(peer.clone());
+            self.down(peer, reason);
+        }
     }
 
     /// A direct link is read from now on: each end can pass on what is for the other.
@@ -156,27 +174,30 @@ impl Switch {
     }
 
     /// Takes what came over a direct link.
-    pub fn take(&self, packet: Packet<Message>, link: &Link, peer: &NodeId, events: &mut Vec<MeshEvent>) {
+    pub fn take(&mut self, packet: Packet<Message>, link: &Link, peer: &NodeId, events: &mut Vec<MeshEvent>) {
         match packet {
             Packet::Message(message) => events.push(MeshEvent::Message { from: peer.clone(), incarnation: link.incarnation, message }),
             Packet::Links { up, down } => {
                 self.relays.change(|routes| routes.told(peer, up, &down));
                 tell(&mut self.relays.ways(), events);
             }
-            Packet::Relay { to, incarnation, body } => {
-                let counter = if self.pass_on(peer, &to, incarnation, body) { &self.relays.forwarded } else { &self.relays.dropped };
+            Packet::Relay { to, incarnation, lost, body } => {
+                let counter = if self.pass_on(peer, &to, incarnation, lost, body) { &self.relays.forwarded } else { &self.relays.dropped };
                 counter.fetch_add(1, Ordering::Relaxed);
             }
-            Packet::Relayed { from, start, body } => self.passed_on(peer, from, start, &body, events),
+            Packet::Relayed { from, start, lost, body } => {
+                self.lost(&from, lost);
+                self.passed_on(peer, from, start, &body, events);
+            }
             // Ends the link before it comes here.
             Packet::Hello(_) | Packet::Welcome | Packet::Refused { .. } => {}
         }
     }
 
     /// Passes on what a peer has for another one, if that start of it is there.
-    fn pass_on(&self, from: &NodeId, to: &NodeId, incarnation: Incarnation, body: Body) -> bool {
+    fn pass_on(&self, from: &NodeId, to: &NodeId, incarnation: Incarnation, lost: u64, body: Body) -> bool {
         let Some(start) = self.relays.ways().routes.forwards(from, to, incarnation) else { return false };
-        let packet = Packet::Relayed { from: from.clone(), start, body };
+        let packet = Packet::Relayed { from: from.clone(), start, lost, body };
         let link = self.links.get(to).filter(|link| link.incarnation == incarnation);
         link.zip(frame::encode(&packet).ok()).is_some_and(|(link, frame)| link.forward(frame.into()))
     }
@@ -222,5 +243,7 @@ fn send(link: &Link, packet: &Packet<&Message>) {
 fn send_all(links: &BTreeMap<NodeId, Arc<Link>>, packet: &Packet<&Message>) {
     let Ok(frame) = frame::encode(packet) else { return };
     let frame: Arc<[u8]> = frame.into();
-    links.values().for_each(|link| link.send(frame.clone()));
+    for link in links.values() {
+        link.send(frame.clone());
+    }
 }

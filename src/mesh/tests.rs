@@ -202,14 +202,14 @@ fn pair() -> (Node, Node, MeshConfig) {
     (a, b, both)
 }
 
-/// A peer played by hand.
-struct Hand(TcpStream);
+/// A peer played by hand, and its name for the connection.
+struct Hand(TcpStream, u64);
 
 impl Hand {
     fn dial(address: SocketAddr) -> Hand {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(WAIT)).unwrap();
-        Hand(stream)
+        Hand(stream, 0)
     }
 
     fn write(&mut self, packet: &Packet<&Message>) {
@@ -226,7 +226,9 @@ impl Hand {
     }
 
     fn greet(&mut self, identity: &Identity) {
-        self.write(&Packet::Hello(Hello::from(identity)));
+        let hello = Hello::from(identity);
+        self.1 = hello.connection;
+        self.write(&Packet::Hello(hello));
     }
 
     /// Dials and shakes hands like a node.
@@ -980,7 +982,7 @@ fn two_hands() -> (Node, Hand, Hand) {
 
 fn envelope(to: &str, incarnation: Incarnation, packet: &Packet<&Message>) -> Packet<&'static Message> {
     let body = frame::Body(frame::encode(packet).unwrap().split_off(4));
-    Packet::Relay { to: id(to), incarnation, body }
+    Packet::Relay { to: id(to), incarnation, lost: 0, body }
 }
 
 fn start(incarnation: Incarnation, disk: u8) -> Start {
@@ -1005,7 +1007,7 @@ fn a_neighbour_is_told_of_links_and_only_what_has_a_link_is_passed_on() {
         a.write(&envelope(to, incarnation, &inner));
     }
     a.write(&envelope("aa", 5, &inner));
-    let Packet::Relayed { from, start: of, body } = read(&mut aa) else { panic!("no envelope") };
+    let Packet::Relayed { from, start: of, body, .. } = read(&mut aa) else { panic!("no envelope") };
     assert_eq!((from, of, body.message().unwrap()), (id("a"), start(1, 7), fetch(1)));
     b.has_passed_on((1, 5));
     drop(aa);
@@ -1017,7 +1019,7 @@ fn envelopes_of_strangers_are_dropped_and_one_with_garbage_costs_its_sender_the_
     let (mut b, mut a, mut aa) = two_hands();
     let message = fetch(1);
     let body = |packet: &Packet<&Message>| frame::Body(frame::encode(packet).unwrap().split_off(4));
-    let relayed = |from: &str, start: Start, body: frame::Body| Packet::Relayed { from: id(from), start, body };
+    let relayed = |from: &str, start: Start, body: frame::Body| Packet::Relayed { from: id(from), start, lost: 0, body };
     let good = body(&Packet::Message(&message));
     // Nobody has said that a reaches c; and of b and a themselves nobody may speak.
     for from in ["c", "x", "b", "a"] {
@@ -1048,6 +1050,32 @@ fn envelopes_of_strangers_are_dropped_and_one_with_garbage_costs_its_sender_the_
     a.write(&Packet::Message(&message));
     assert_eq!(b.next("a message"), MeshEvent::Message { from: id("a"), incarnation: 1, message: fetch(1) });
     assert_eq!(b.status("a").state, LinkWord::Up);
+}
+
+#[test]
+fn an_end_that_has_lost_a_connection_says_so_and_the_other_answers_over_the_third_node_at_once() {
+    let (mut b, mut a, mut aa) = two_hands();
+    assert!(matches!((a.read(), aa.read()), (Some(Packet::Links { .. }), Some(Packet::Links { .. }))));
+    let message = fetch(1);
+    let body = frame::Body(frame::encode(&Packet::Message(&message)).unwrap().split_off(4));
+    let relayed = |lost| Packet::Relayed { from: id("aa"), start: start(5, 5), lost, body: body.clone() };
+    a.write(&links(&[("aa", start(5, 5))], &[]));
+    // Some other connection, or none: what was under way when the present one was made.
+    for lost in [0, aa.1 ^ 1] {
+        a.write(&relayed(lost));
+        assert_eq!(b.next("a message"), MeshEvent::Message { from: id("aa"), incarnation: 5, message: fetch(1) });
+    }
+    a.write(&relayed(aa.1));
+    assert_eq!((b.down("aa"), b.up("aa"), b.rerouted("aa")), ("the other end has lost it".to_owned(), 5, Some(id("a"))));
+    assert_eq!(b.next("a message"), MeshEvent::Message { from: id("aa"), incarnation: 5, message: fetch(1) });
+    b.send("aa", &fetch(2)).unwrap();
+    assert_eq!(a.read(), Some(Packet::Links { up: vec![], down: vec![id("aa")] }));
+    let Some(Packet::Relay { to, incarnation: 5, lost, body }) = a.read() else { panic!("no envelope") };
+    assert_eq!((to, lost, body.message().unwrap()), (id("aa"), aa.1, fetch(2)));
+    assert_eq!(aa.read(), None, "the connection is closed");
+    let Hand(_, last) = Hand::link(aa.0.peer_addr().unwrap(), &Identity { incarnation: 5, disk_id: DiskId([5; 8]), ..identity("aa") });
+    assert_ne!(last, aa.1);
+    assert_eq!(b.rerouted("aa"), None, "told once of the end, and now of the new one");
 }
 
 #[test]

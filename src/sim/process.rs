@@ -151,6 +151,8 @@ pub struct Process {
     pub admitted: bool,
     /// Its links, direct and over third nodes.
     pub routes: Routes,
+    /// The last direct connection with each node since the process started; 0 if there was none.
+    pub connections: Vec<u64>,
 }
 
 impl Process {
@@ -188,6 +190,7 @@ impl Process {
         self.inputs.clear();
         self.records.clear();
         self.after_sync.clear();
+        self.connections.fill(0);
         (self.last, self.synced, self.compact, self.lazy_since) = (0, 0, false, None);
         (self.phase, self.wake_at, self.fuse, self.paused_until) = (Phase::Idle, None, None, 0);
         (self.lease_until, self.paused_from) = (Time(0), None);

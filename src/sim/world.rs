@@ -28,6 +28,7 @@ use crate::sim::network::Network;
 use crate::sim::oracle::{Oracle, Verdict, Violation, broken};
 use crate::sim::plan::{Boundary, Plan, SLOW_SYNC_US_MAX, VET_US_MAX, What, Wish};
 use crate::sim::process::{Clock, Fuse, Phase, Process, State};
+use crate::sim::world::relay::Envelope;
 use crate::sim::{Failure, Figures, node_name, node_number, transcript};
 
 /// As in the real shell: a decision's record is synced no later than this, in milliseconds.
@@ -65,7 +66,7 @@ enum Event {
     LinkUp { node: usize, start: u64, peer: usize, peer_start: u64, link: Link },
     LinkDown { node: usize, peer: usize, connection: u64 },
     Tell { from: usize, to: usize },
-    Forward { from: usize, over: usize, to: usize, connection: u64, incarnation: Incarnation, message: Message },
+    Forward(Envelope, Message),
     Vetted { node: usize, start: u64, slot: Slot, ballot: Ballot, vote: Vote },
     Act(usize),
     Start { node: usize, start: u64 },
@@ -93,6 +94,8 @@ struct Sent {
     start: u64,
     /// Who has passed it on, and from which start of the sender. The connection is that one's.
     over: Option<(usize, Start)>,
+    /// The last direct connection between the two, which has ended at the sender's end.
+    lost: u64,
 }
 
 /// Those that are healed, and what is asked of them.
@@ -201,6 +204,7 @@ impl<'a> World<'a> {
                 // Whoever is no member yet needs nobody's record.
                 admitted: node >= plan.nodes - plan.outsiders,
                 routes: relay::routes(node, plan.nodes),
+                connections: vec![0; plan.nodes],
             });
         }
         World {
@@ -340,8 +344,8 @@ impl<'a> World<'a> {
             Event::LinkUp { node, start, peer, peer_start, link } => self.link_up(node, start, peer, peer_start, link),
             Event::LinkDown { node, peer, connection } => self.link_down(node, peer, connection),
             Event::Tell { from, to } => self.hear(from, to),
-            Event::Forward { from, over, to, connection, incarnation, message } => {
-                self.forward(from, over, to, connection, incarnation, message);
+            Event::Forward(envelope, message) => {
+                self.forward(envelope, message);
                 Ok(())
             }
             Event::Vetted { node, start, slot, ballot, vote } => {
@@ -784,6 +788,7 @@ impl<'a> World<'a> {
             return Ok(());
         }
         self.known[node * self.plan.nodes + peer] = link.connection;
+        self.processes[node].connections[peer] = link.connection;
         let replaces = self.link(node, peer).replace(link).is_some();
         if self.processes[peer].start != peer_start {
             self.down_at(node, peer, 1_000_000);
@@ -830,7 +835,7 @@ impl<'a> World<'a> {
             self.transmit_over(from, to, message);
             return Ok(());
         };
-        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start, over: None };
+        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start, over: None, lost: 0 };
         self.hop(from, to, message, |message| Event::Deliver { from, to, sent, message });
         Ok(())
     }
@@ -868,7 +873,7 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
-        let Sent { mut incarnation, connection, start, over } = sent;
+        let Sent { mut incarnation, connection, start, over, lost } = sent;
         let last_hop = over.map_or(from, |(over, _)| over);
         let process = &mut self.processes[to];
         if process.node().is_none() {
@@ -889,6 +894,7 @@ impl<'a> World<'a> {
             return Ok(());
         }
         if let Some((over, start)) = over {
+            self.link_down(to, from, lost)?;
             if !self.processes[to].routes.counts(self.name(over), self.name(from), start) {
                 return Ok(());
             }

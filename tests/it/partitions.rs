@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
@@ -69,6 +70,59 @@ fn two_nodes_cut_apart_decide_over_the_third_that_is_cut_from_neither() {
     assert_eq!(link(&mesh, 0, "node-c"), ("up".to_owned(), String::new()));
     assert_eq!(mesh.advance(2, "digits-v2", 70.0).unwrap().status, 200);
     mesh.wait_agreement();
+}
+
+#[test]
+fn in_a_star_of_five_every_node_decides_over_the_centre() {
+    let mut mesh = Mesh::new(&["node-a", "node-b", "node-c", "node-d", "node-e"]);
+    mesh.cut(&[&["node-a"], &["node-b"], &["node-d"], &["node-e"]]);
+    (0..5).for_each(|at| mesh.start(at, &[]));
+    (0..5).for_each(|at| mesh.wait_node_ready(at));
+    let words = |at: usize| {
+        let mut words: Vec<_> =
+            mesh.nodes.iter().enumerate().filter(|(n, _)| *n != at).map(|(_, node)| link(&mesh, at, &node.id).0).collect();
+        words.sort();
+        words
+    };
+    wait_for("all others over node-c", || [0, 1, 3, 4].iter().all(|at| words(*at) == ["relayed", "relayed", "relayed", "up"]));
+    for (at, percent) in [10.0, 20.0, 30.0, 40.0, 50.0].into_iter().enumerate() {
+        let answer = mesh.advance(at, "digits-v2", percent).unwrap();
+        assert_eq!(answer.status, 200, "proposed at node {at}: {answer:?}");
+        mesh.wait_agreement();
+    }
+}
+
+/// How often a link is cut and healed under proposals.
+const CUTS: usize = 8;
+
+#[test]
+fn proposals_commit_while_a_link_is_cut_and_healed_again_and_again() {
+    let mesh = Mesh::started();
+    let (over, proposals_max) = (AtomicBool::new(false), 9_000);
+    let answers = std::thread::scope(|scope| {
+        let proposing = scope.spawn(|| {
+            // The cuts end after a while even if nothing is right; then the answers say what.
+            let numbers = (0..proposals_max).take_while(|_| !over.load(Ordering::Relaxed));
+            numbers.map(|number| mesh.advance(number % 3, "digits-v2", (100 + number) as f64 / 100.0)).collect::<Vec<_>>()
+        });
+        for _ in 0..CUTS {
+            mesh.cut(&[&["node-a"], &["node-c"]]);
+            wait_for("the way over node-b", || link(&mesh, 0, "node-c").0 == "relayed");
+            mesh.heal();
+            wait_for("the direct way", || link(&mesh, 0, "node-c").0 == "up");
+        }
+        over.store(true, Ordering::Relaxed);
+        proposing.join().unwrap()
+    });
+    assert!(answers.iter().all(Option::is_some));
+    let failed: Vec<_> =
+        answers.iter().flatten().filter(|answer| answer.status != 200).map(|answer| answer.json()["reason"].clone()).collect();
+    // What a cut takes with it is asked again at once. On a machine that stands still for a second a vote may be late all the same.
+    assert!(failed.len() < CUTS && answers.len() > 10 * CUTS, "{} of {}: {failed:?}", failed.len(), answers.len());
+    mesh.wait_agreement();
+    assert_eq!(mesh.json(0, "/routing")["version"], answers.len() - failed.len());
+    let times = |event: &str| mesh.events_of(0).lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count();
+    wait_for("the events say so", || times("relayed") >= CUTS && times("direct_again") >= CUTS);
 }
 
 #[test]

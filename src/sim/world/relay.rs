@@ -23,6 +23,19 @@ pub(super) struct News {
     down: Vec<NodeId>,
 }
 
+/// On its way to a third node, over that node's connection with the sender.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Envelope {
+    from: usize,
+    over: usize,
+    to: usize,
+    connection: u64,
+    /// Of the receiver.
+    incarnation: Incarnation,
+    /// The last direct connection of the sender with the receiver.
+    lost: u64,
+}
+
 impl From<Link> for Start {
     fn from(link: Link) -> Start {
         Start { incarnation: link.incarnation, disk_id: link.disk_id }
@@ -146,18 +159,23 @@ impl World<'_> {
         let Some((Way::Over(neighbour), start)) = self.processes[from].routes.way(&node_name(to)).cloned() else { return };
         let over = node_number(&neighbour);
         let Some(Link { connection, .. }) = *self.link(from, over) else { return };
-        self.hop(from, over, message, |message| Event::Forward { from, over, to, connection, incarnation: start.incarnation, message });
+        let lost = self.processes[from].connections[to];
+        let envelope = Envelope { from, over, to, connection, incarnation: start.incarnation, lost };
+        self.hop(from, over, message, |message| Event::Forward(envelope, message));
     }
 
     /// A third node passes an envelope on, if it has links with both.
-    pub(super) fn forward(&mut self, from: usize, over: usize, to: usize, connection: u64, incarnation: Incarnation, message: Message) {
+    pub(super) fn forward(&mut self, envelope: Envelope, message: Message) {
+        let Envelope { from, over, to, connection, incarnation, lost } = envelope;
         let process = &self.processes[over];
         if process.node().is_none() {
             return;
         }
-        let again = if process.paused_until > self.now { process.paused_until - self.now } else { LINK_US_MAX / 4 };
-        if process.paused_until > self.now || connection > self.known[over * self.plan.nodes + from] {
-            return self.after(again, Event::Forward { from, over, to, connection, incarnation, message });
+        if process.paused_until > self.now {
+            return self.after(process.paused_until - self.now, Event::Forward(envelope, message));
+        }
+        if connection > self.known[over * self.plan.nodes + from] {
+            return self.after(LINK_US_MAX / 4, Event::Forward(envelope, message));
         }
         if self.link(over, from).is_none_or(|link| link.connection != connection) {
             return;
@@ -165,7 +183,7 @@ impl World<'_> {
         let Some(start) = self.processes[over].routes.forwards(&node_name(from), &node_name(to), incarnation) else { return };
         let Some(Link { connection, .. }) = *self.link(over, to) else { return };
         self.mix(&[8, self.now, (from * 256 + over * 16 + to) as u64]);
-        let sent = Sent { incarnation: start.incarnation, connection, start: self.processes[to].start, over: Some((over, start)) };
+        let sent = Sent { incarnation: start.incarnation, connection, start: self.processes[to].start, over: Some((over, start)), lost };
         self.hop(over, to, message, |message| Event::Deliver { from, to, sent, message });
     }
 
