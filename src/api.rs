@@ -184,6 +184,10 @@ pub struct Receipt {
     pub applied: Vec<NodeId>,
     /// Members not known to have applied it yet.
     pub waiting: Vec<NodeId>,
+    /// Of a committed `reduce`: within so many milliseconds from now no request anywhere meets what it took away, as the leases of
+    /// those that wait have ended by then. 0 when that is so already; null for anything else.
+    #[serde(default)]
+    pub leases_end_in_ms: Option<u64>,
     /// From request to outcome, in milliseconds; null when asked of a node that did not coordinate it.
     pub elapsed_ms: Option<f64>,
 }
@@ -287,6 +291,8 @@ pub struct Routing {
     pub routes: BTreeMap<RouteName, RouteView>,
     /// Whether this node may serve a canary.
     pub lease: LeaseView,
+    /// The members that somebody is known here to have fenced.
+    pub fenced: Vec<FenceView>,
     /// The open slot, if a transaction is prepared in it here.
     pub open: Option<OpenView>,
 }
@@ -315,8 +321,31 @@ pub struct RouteView {
 pub struct LeaseView {
     /// It may.
     pub held: bool,
-    /// For how long yet; null while nothing limits it.
-    pub remaining_ms: Option<u64>,
+    /// For how long yet, if nobody grants it more; 0 without a lease.
+    pub remaining_ms: u64,
+}
+
+/// A member that gets no more grants from some others before it has caught up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceView {
+    /// The member.
+    pub node: NodeId,
+    /// Who has fenced it, as far as this node knows.
+    pub by: Vec<NodeId>,
+    /// They are a majority: it holds no lease, so an `advance` goes on without its vote.
+    pub majority: bool,
+}
+
+impl fmt::Display for FenceView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let FenceView { node, by, majority } = self;
+        let by = by.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ");
+        let meaning = match majority {
+            true => "until it has caught up it serves stable, and an advance goes on without its vote unless advance_votes is all",
+            false => "no majority, so it may hold a lease, and an advance needs its vote",
+        };
+        write!(f, "{node} is fenced by {by}: {meaning}")
+    }
 }
 
 /// A slot that is being decided.
@@ -360,7 +389,7 @@ pub struct PeerView {
     pub incarnation: Option<Incarnation>,
     /// Its last known head.
     pub slot: Option<Slot>,
-    /// Milliseconds since it was last heard directly.
+    /// Milliseconds since a message of its own last came, directly or over a third node.
     pub heard_ms_ago: Option<u64>,
 }
 
@@ -376,6 +405,8 @@ pub enum LinkWord {
     Cut,
     /// The handshake was refused; `reason` says by whom and why.
     Refused,
+    /// Messages flow over a third node; `reason` says over which, and why the direct link is not up.
+    Relayed,
 }
 
 /// `GET /health`.
@@ -387,6 +418,9 @@ pub struct Health {
     pub status: HealthWord,
     /// Why it is degraded.
     pub reasons: Vec<String>,
+    /// What is wrong with others, as it is known here; that makes this node no worse.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// Per route.
     pub routes: BTreeMap<RouteName, RouteHealth>,
 }

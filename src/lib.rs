@@ -37,12 +37,13 @@
 //! | A timeout after a commit was proposed is never told as "aborted" | [`core::io::Outcome::Unknown`] |
 //! | A node that lost its log does not vote under its old name | [`core::ids::DiskId`], recorded by every peer ([`core::record::Record::Peer`]) |
 //! | A request sees one routing version from start to end | the gateway's snapshot, swapped whole |
+//! | A canary is served on a lease only | every request that would go to one reads the clock: [`gateway::Gateway::lease`] |
 //! | After a failed write or sync nothing more is written | [`wal::WalError::Poisoned`] |
 //! | Queues, frames, bodies, connections and caches have a limit | constants that end in `_MAX`; DESIGN_PLAN.md section 11 lists them |
 //!
 //! # Code map
 //!
-//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`] and [`peers`] stand beside
+//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`], [`peers`] and `clock` stand beside
 //! the core: shapes and a file format that several of the others read. [`sim`] uses the core and the log's format, and is used by [`cli`]
 //! only. `tests/it/tidy.rs` checks the most important of these arrows,
 //! and that the core has no I/O, no clock, no randomness, no async and no logging.
@@ -58,6 +59,7 @@
 //! | [`cli`] | one file per command |
 //! | [`api`] | the JSON that goes in and out over HTTP; the front writes it and the command line reads it |
 //! | [`peers`] | peers.json |
+//! | `clock` | the clocks a node goes by: read by the shell, and by the gateway for each request to a canary |
 //! | [`sim`] | many cores in one thread with simulated networks, disks and clocks, to find out whether they ever disagree |
 //!
 //! # An example
@@ -124,6 +126,7 @@
 
 pub mod api;
 pub mod cli;
+mod clock;
 pub mod core;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -186,6 +186,9 @@ pub struct RollbackArgs {
     /// Also takes the last promotion back
     #[structopt(long)]
     pub stable: bool,
+    /// Shows who has applied it and how long it takes yet, and ends when no canary is served anywhere; told to stop before, exits 5
+    #[structopt(short, long)]
+    pub watch: bool,
     /// Your own name for this request: however often it is sent, it is applied once [default: a random one]
     #[structopt(long, value_name = "key", parse(try_from_str = idempotency_key))]
     pub idempotency_key: Option<String>,
@@ -333,6 +336,9 @@ pub struct SimArgs {
     /// Without these parts of a seed's surroundings, as a minimised failure names them
     #[structopt(long, value_name = "part", use_delimiter = true)]
     pub off: Vec<Knob>,
+    /// Each seed cuts one node off, in rough weather and with clocks that differ, and says when it last served a canary
+    #[structopt(long, conflicts_with = "mutants")]
+    pub cuts: bool,
     /// Makes each of the known mistakes (src/core/mutant.rs) on purpose, and says after how many seeds it was caught, and by what
     #[structopt(long, conflicts_with_all = &["keep", "off"])]
     pub mutants: bool,

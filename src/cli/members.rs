@@ -8,7 +8,7 @@ use crate::api::{Members, MembersAction, MembersRequest, Outcome, Receipt, Role,
 use crate::cli::args::MemberArgs;
 use crate::cli::client::{ASK_TIMEOUT_MS_MAX, CallError, Client, Mesh, unreachable};
 use crate::cli::output::{Console, Field, Tone, counted};
-use crate::cli::receipt::{conclude, failure, key_or_random, send};
+use crate::cli::receipt::{IN_FORCE, conclude, failure, key_or_random, send};
 use crate::cli::{Exit, Failure};
 use crate::core::ids::NodeId;
 
@@ -60,7 +60,7 @@ async fn change(action: MembersAction, args: MemberArgs, mut mesh: Mesh, console
             Ok(receipt) => {
                 let passes = receipt.outcome == Outcome::Aborted && is_one_of(not_now, receipt.error_code.as_deref());
                 if !passes || Instant::now() >= until {
-                    let exit = conclude(client, receipt, &key, console).await;
+                    let exit = conclude(client, receipt, &key, IN_FORCE, console).await;
                     if passes {
                         console.say(&waited);
                     }

@@ -20,6 +20,7 @@ pub mod args;
 mod bench;
 mod client;
 mod completions;
+mod countdown;
 mod endpoint;
 mod history;
 mod interrupt;
@@ -155,7 +156,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>, around: &Surroundings, out:
         Command::Serve(args) => serve::serve(args),
         Command::Status(args) => task::block_on(async { status::run(&args, mesh()?, &mut console).await }),
         Command::Propose(args) => task::block_on(async { propose::run(args, mesh()?, &mut console).await }),
-        Command::Rollback(args) => task::block_on(async { rollback::run(args, mesh()?, &mut console).await }),
+        Command::Rollback(args) => task::block_on(async { rollback::run(args, mesh()?, around, &mut console).await }),
         Command::History(args) => task::block_on(async { history::run(&args, mesh()?, &mut console).await }),
         Command::Tx(TxCommand::Show { txid }) => task::block_on(async { tx::show(&txid, mesh()?, &mut console).await }),
         Command::Members(MembersArgs { command: None | Some(MembersCommand::List) }) => {

@@ -4,7 +4,7 @@ use crate::api::{PercentBp, RouteChangeRequest, RouteView, Routing, TransactionR
 use crate::cli::args::ProposeArgs;
 use crate::cli::client::Mesh;
 use crate::cli::output::{Console, listed};
-use crate::cli::receipt::{key_or_random, submit};
+use crate::cli::receipt::{IN_FORCE, key_or_random, no_canary_of, submit};
 use crate::cli::{Exit, Failure};
 use crate::core::state::{Kind, WEIGHT_WHOLE_BP};
 
@@ -20,9 +20,10 @@ pub async fn run(args: ProposeArgs, mut mesh: Mesh, console: &mut Console<'_>) -
     })?;
     let (change, kind) = change(&args, route)?;
     let key = key_or_random(args.idempotency_key);
+    let goal = if args.no_canary { no_canary_of(Some(&args.route)) } else { IN_FORCE.to_owned() };
     let changes = [(args.route, change)].into();
     let request = TransactionRequest { kind: args.kind.unwrap_or(kind), changes, idempotency_key: Some(key.clone()) };
-    submit(client, "/transactions", &request, &key, console).await
+    submit(client, "/transactions", &request, &key, &goal, console).await
 }
 
 /// The change that the words mean on this route, and its natural kind.

@@ -10,10 +10,12 @@ use crate::cli::client::{CallError, Client, within};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::output::{Console, Field, Tone, listed, milliseconds};
 use crate::cli::{Exit, Failure};
-use crate::core::ids::{NodeId, TxId};
+use crate::core::ids::{NodeId, RouteName, TxId};
 
 /// How long to wait for the live members to apply a commit, in milliseconds.
 const APPLY_WAIT_MS_MAX: u64 = 1_000;
+/// What a change is in the end, where nothing more is known of it.
+pub const IN_FORCE: &str = "in force everywhere";
 /// How long to wait before asking again who has applied it, in milliseconds.
 const APPLY_POLL_MS: u64 = 20;
 
@@ -22,26 +24,33 @@ pub fn key_or_random(key: Option<String>) -> String {
     key.unwrap_or_else(|| format!("cli-{:032x}", fastrand::u128(..)))
 }
 
-/// Sends a change to one node, waits a moment until the live members have applied it, and prints the receipt.
+/// Sends a change to one node, waits a moment until the live members have applied it, and prints the receipt. `goal` is what a `reduce`
+/// has reached when it is in force everywhere.
 pub async fn submit(
     client: &mut Client,
     path: &str,
     request: &impl Serialize,
     key: &str,
+    goal: &str,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
-    Ok(conclude(client, receipt, key, console).await)
+    Ok(conclude(client, receipt, key, goal, console).await)
 }
 
 /// Waits a moment until the live members have applied what was committed, and prints the receipt.
-pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, console: &mut Console<'_>) -> Exit {
+pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
     if receipt.outcome == Outcome::Committed {
         follow(client, &mut receipt).await;
     }
-    let exit = print(&receipt, console);
+    tell(&receipt, &client.target.endpoint, key, goal, console)
+}
+
+/// Prints the receipt of a change that was just sent there, and what to do about an outcome that is not settled.
+pub fn tell(receipt: &Receipt, endpoint: &Endpoint, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
+    let exit = print(receipt, goal, console);
     if exit == Exit::Unknown {
-        console.say(&ask_again(&receipt.txid, &client.target.endpoint));
+        console.say(&ask_again(&receipt.txid, endpoint));
         console.say(&repeat(key));
     }
     exit
@@ -83,7 +92,7 @@ async fn follow(client: &mut Client, receipt: &mut Receipt) {
         while !receipt.waiting.is_empty() {
             task::sleep(Duration::from_millis(APPLY_POLL_MS)).await;
             let Ok(now) = client.get::<Receipt>(&path).await else { return };
-            (receipt.applied, receipt.waiting) = (now.applied, now.waiting);
+            (receipt.applied, receipt.waiting, receipt.leases_end_in_ms) = (now.applied, now.waiting, now.leases_end_in_ms);
             let Ok(peers) = client.get::<Peers>("/peers").await else { return };
             if !receipt.waiting.iter().any(|node| is_alive(node, &peers)) {
                 return;
@@ -97,8 +106,43 @@ fn is_alive(node: &NodeId, peers: &Peers) -> bool {
     *node == peers.node || peers.peers.iter().any(|peer| peer.node == *node && peer.alive)
 }
 
+/// The goal of taking canaries away: of one route, or all.
+pub fn no_canary_of(route: Option<&RouteName>) -> String {
+    route.map_or_else(|| "no canary anywhere".to_owned(), |route| format!("no canary of route {route} anywhere"))
+}
+
+/// Whether a committed `reduce` has reached its goal, or by when it will have.
+fn progress(receipt: &Receipt, goal: &str) -> Option<(Tone, String)> {
+    let waiting = &receipt.waiting;
+    Some(match receipt.leases_end_in_ms? {
+        _ if waiting.is_empty() => (Tone::Good, all_applied(goal)),
+        0 => (Tone::Good, leases_ended(goal, waiting)),
+        ms => (Tone::Doubt, not_applied(goal, waiting, Duration::from_millis(ms))),
+    })
+}
+
+/// The goal is reached.
+pub fn all_applied(goal: &str) -> String {
+    format!("{goal}: every member has applied it")
+}
+
+/// The goal is reached, whatever those that wait know.
+pub fn leases_ended<'a>(goal: &str, waiting: impl IntoIterator<Item = &'a NodeId>) -> String {
+    let waiting: Vec<_> = waiting.into_iter().collect();
+    let what = if waiting.len() == 1 { ("lease", "has") } else { ("leases", "have") };
+    format!("{goal}: the {} of {} {} ended", what.0, listed(waiting), what.1)
+}
+
+/// The goal is not reached yet. Tenths of a second, rounded up: it is a promise.
+pub fn not_applied<'a>(goal: &str, waiting: impl IntoIterator<Item = &'a NodeId>, within: Duration) -> String {
+    let waiting: Vec<_> = waiting.into_iter().collect();
+    let have = if waiting.len() == 1 { "has" } else { "have" };
+    let seconds = within.as_millis().div_ceil(100) as f64 / 10.0;
+    format!("{goal} within {seconds:.1} s: {} {have} not applied it", listed(waiting))
+}
+
 /// Prints a receipt. The outcome is the exit.
-pub fn print(receipt: &Receipt, console: &mut Console<'_>) -> Exit {
+pub fn print(receipt: &Receipt, goal: &str, console: &mut Console<'_>) -> Exit {
     let (tone, exit) = match receipt.outcome {
         Outcome::Committed => (Tone::Good, Exit::Ok),
         Outcome::Aborted => (Tone::Bad, Exit::Refused),
@@ -132,7 +176,9 @@ pub fn print(receipt: &Receipt, console: &mut Console<'_>) -> Exit {
         if !receipt.applied.is_empty() {
             console.line(&format!("applied by {}", listed(&receipt.applied)));
         }
-        if !receipt.waiting.is_empty() {
+        if let Some((tone, text)) = progress(receipt, goal) {
+            console.line(&console.toned(tone, text));
+        } else if !receipt.waiting.is_empty() {
             let waiting = format!("not known to be applied yet by {}", listed(&receipt.waiting));
             console.line(&console.toned(Tone::Doubt, waiting));
         }

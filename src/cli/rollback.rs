@@ -1,19 +1,30 @@
 //! `rollback`: away with the canaries, and with the last promotion if that is asked for.
 
-use crate::api::{RollbackRequest, Routing};
+use crate::api::{Outcome, RollbackRequest, Routing};
 use crate::cli::args::RollbackArgs;
 use crate::cli::client::Mesh;
+use crate::cli::countdown::watch;
+use crate::cli::interrupt::Interrupt;
 use crate::cli::output::Console;
-use crate::cli::receipt::{key_or_random, submit};
-use crate::cli::{Exit, Failure};
+use crate::cli::receipt::{failure, key_or_random, no_canary_of, send, submit, tell};
+use crate::cli::{Exit, Failure, Surroundings};
 
-/// Rolls back and prints the receipt.
-pub async fn run(args: RollbackArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
+/// Rolls back and prints the receipt; with `--watch` it then counts down until no canary is served anywhere.
+pub async fn run(args: RollbackArgs, mut mesh: Mesh, around: &Surroundings, console: &mut Console<'_>) -> Result<Exit, Failure> {
     // Asked first only to find a node that answers: one that hangs must not hold up a rollback.
     let (client, _) = mesh.ask::<Routing>("/routing").await?;
     let key = key_or_random(args.idempotency_key);
+    let goal = no_canary_of(args.route.as_ref());
     let request = RollbackRequest { route: args.route, stable: args.stable, idempotency_key: Some(key.clone()) };
-    submit(client, "/rollback", &request, &key, console).await
+    if !args.watch {
+        return submit(client, "/rollback", &request, &key, &goal, console).await;
+    }
+    let interrupt = Interrupt::listen(around);
+    let receipt = send(client, "/rollback", &request).await.map_err(|error| failure(error, &key))?;
+    if receipt.outcome != Outcome::Committed {
+        return Ok(tell(&receipt, &client.target.endpoint, &key, &goal, console));
+    }
+    Ok(watch(receipt, mesh, &goal, &interrupt, around, console).await)
 }
 
 #[cfg(test)]
@@ -47,5 +58,23 @@ mod tests {
         let node = node(|| refusal(400, "invalid", "no route has a canary"));
         let refused = ran(&format!("canary-mesh rollback --endpoint {}", node.address));
         assert_eq!((refused.exit, refused.err.as_str()), (Exit::Refused, "error: no route has a canary\n"));
+    }
+
+    #[test]
+    fn without_watching_the_receipt_says_what_is_still_waited_for() {
+        for (waiting, ends_in_ms, said) in [
+            (json!(["node-c"]), 5_800, "no canary anywhere within 5.8 s: node-c has not applied it"),
+            (json!(["node-b", "node-c"]), 5_840, "no canary anywhere within 5.9 s: node-b, node-c have not applied it"),
+            (json!(["node-c"]), 0, "no canary anywhere: the lease of node-c has ended"),
+            (json!([]), 0, "no canary anywhere: every member has applied it"),
+        ] {
+            let node = node(move || {
+                let mut committed = receipt("committed", 6);
+                (committed["waiting"], committed["leases_end_in_ms"]) = (waiting.clone(), json!(ends_in_ms));
+                answer(200, &committed)
+            });
+            let done = ran(&format!("canary-mesh rollback --endpoint {}", node.address));
+            assert_eq!((done.exit, done.out.lines().last()), (Exit::Ok, Some(said)));
+        }
     }
 }

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use http::Method;
 use serde::Serialize;
 
-use crate::api::{Health, HealthWord, History, LeaseView, LinkWord, OpenView, PeerView, Peers, RouteView, Routing};
+use crate::api::{FenceView, Health, HealthWord, History, LeaseView, LinkWord, OpenView, PeerView, Peers, RouteView, Routing};
 use crate::cli::args::StatusArgs;
 use crate::cli::client::{CallError, Client, Mesh};
 use crate::cli::output::{Console, Field, Tone, counted, listed};
@@ -27,6 +27,8 @@ struct Report {
     converged: bool,
     summary: String,
     problems: Vec<String>,
+    /// What is wrong with members that were not asked.
+    notes: Vec<String>,
     nodes: Vec<NodeReport>,
 }
 
@@ -55,6 +57,7 @@ struct Seen {
     routes: BTreeMap<RouteName, RouteView>,
     links: Vec<PeerView>,
     lease: LeaseView,
+    fenced: Vec<FenceView>,
     open: Option<OpenView>,
 }
 
@@ -91,14 +94,19 @@ async fn look(mesh: &mut Mesh) -> (Report, Exit) {
     }
     name_the_silent(&mut nodes);
     let common = common_hashes(mesh, &nodes).await;
-    let problems: Vec<String> = [unwell(&nodes), behind(&nodes, due), disagreement(&common)].concat();
+    // Who asks only the others knows of the one that is missing, and is told whether those are well.
+    let (fenced, notes): (Vec<_>, Vec<_>) =
+        fences(&nodes).into_iter().partition(|fence| nodes.iter().any(|node| node.node.as_ref() == Some(&fence.node)));
+    let said = |fences: Vec<&FenceView>| fences.into_iter().map(ToString::to_string).collect::<Vec<_>>();
+    let (fenced, notes) = (said(fenced), said(notes));
+    let problems: Vec<String> = [unwell(&nodes), fenced, behind(&nodes, due), disagreement(&common)].concat();
     let exit = match problems.is_empty() {
         true => Exit::Ok,
         false if nodes.iter().all(|node| node.seen.is_none()) => Exit::NoConnection,
         false => Exit::Unhealthy,
     };
     let summary = summary(&nodes, &common, &problems);
-    (Report { converged: problems.is_empty(), summary, problems, nodes }, exit)
+    (Report { converged: problems.is_empty(), summary, problems, notes, nodes }, exit)
 }
 
 async fn observe_all(mesh: &mut Mesh) -> Vec<NodeReport> {
@@ -118,13 +126,14 @@ async fn observe_all(mesh: &mut Mesh) -> Vec<NodeReport> {
 }
 
 async fn observe(client: &mut Client) -> Result<(NodeId, Seen), CallError> {
-    let Routing { node, slot, version, state_hash, txid, members, routes, lease, open } = client.get("/routing").await?;
+    let Routing { node, slot, version, state_hash, txid, members, routes, lease, fenced, open } = client.get("/routing").await?;
     let peers: Peers = client.get("/peers").await?;
     let health: Health = client.get("/health").await?;
     let ready = client.send(Method::GET, "/readyz", Bytes::new()).await?.status.is_success();
     let Health { status, reasons, .. } = health;
     let Peers { incarnation, peers: links, .. } = peers;
-    let seen = Seen { ready, health: status, reasons, incarnation, slot, version, state_hash, txid, members, routes, links, lease, open };
+    let seen =
+        Seen { ready, health: status, reasons, incarnation, slot, version, state_hash, txid, members, routes, links, lease, fenced, open };
     Ok((node, seen))
 }
 
@@ -177,6 +186,18 @@ fn unwell(nodes: &[NodeReport]) -> Vec<String> {
     problems
 }
 
+/// The members that a majority has fenced, each once, by whoever knows of the most who have.
+fn fences(nodes: &[NodeReport]) -> Vec<&FenceView> {
+    let mut fences: BTreeMap<&NodeId, &FenceView> = BTreeMap::new();
+    for fence in voices(nodes).flat_map(|voice| &voice.seen.fenced).filter(|fence| fence.majority) {
+        let known = fences.entry(&fence.node).or_insert(fence);
+        if known.by.len() < fence.by.len() {
+            *known = fence;
+        }
+    }
+    fences.into_values().collect()
+}
+
 fn behind(nodes: &[NodeReport], due: Slot) -> Vec<String> {
     let late = voices(nodes).filter(|voice| voice.seen.slot < due);
     late.map(|Voice { node, seen }| format!("{node} is behind: at slot {}, and others are at {due}", seen.slot)).collect()
@@ -227,8 +248,11 @@ fn summary(nodes: &[NodeReport], (slot, hashes): &(Slot, BTreeMap<NodeId, StateH
 fn print(report: &Report, console: &mut Console<'_>) {
     let camps: BTreeMap<_, _> = voices(&report.nodes).map(|voice| (voice.node.clone(), voice.seen.state_hash)).collect();
     let usual = self::camps(&camps).first().map(|(hash, _)| *hash);
-    let header = ["node", "endpoint", "state", "start", "head", "version", "hash", "routes", "links", "open"];
+    let header = ["node", "endpoint", "state", "start", "head", "version", "hash", "lease", "routes", "links", "open"];
     console.table(&header, report.nodes.iter().map(|node| row(node, usual)));
+    for note in &report.notes {
+        console.line(&console.toned(Tone::Doubt, note));
+    }
     for problem in &report.problems {
         let problem = console.toned(Tone::Bad, problem);
         console.line(&problem);
@@ -241,7 +265,7 @@ fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
     let mut row = vec![Field::maybe(report.node.as_ref()), Field::text(&report.endpoint)];
     let Some(seen) = &report.seen else {
         row.push(Field::text("unreachable").toned(Tone::Bad));
-        row.extend(std::iter::repeat_with(|| Field::maybe(None::<&str>)).take(7));
+        row.extend(std::iter::repeat_with(|| Field::maybe(None::<&str>)).take(8));
         return row;
     };
     let learner = report.node.as_ref().is_some_and(|node| !seen.members.contains(node));
@@ -263,11 +287,19 @@ fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
         Field::number(seen.slot),
         Field::number(seen.version),
         if Some(seen.state_hash) == usual { hash } else { hash.toned(Tone::Doubt) },
+        lease_field(seen.lease),
         Field::text(seen.routes.iter().map(route_text).collect::<Vec<_>>().join("; ")),
         links_field(&seen.links),
         Field::maybe(open),
     ]);
     row
+}
+
+fn lease_field(lease: LeaseView) -> Field {
+    match lease.held {
+        true => Field::number(format!("{:.1} s", lease.remaining_ms as f64 / 1e3)),
+        false => Field::text("none").toned(Tone::Doubt),
+    }
 }
 
 /// `default: digits-v1 90 / digits-v2 10`.
@@ -287,6 +319,7 @@ fn links_field(links: &[PeerView]) -> Field {
         (LinkWord::Cut, _) => Some(format!("{} cut", peer.node)),
         (LinkWord::Refused, None) => Some(format!("{} refused", peer.node)),
         (LinkWord::Refused, Some(reason)) => Some(format!("{} refused: {reason}", peer.node)),
+        (LinkWord::Relayed, reason) => Some(format!("{} relayed {}", peer.node, reason.as_deref().unwrap_or_default())),
     };
     let others: Vec<String> = links.iter().filter_map(word).collect();
     let up = links.len() - others.len();
@@ -367,12 +400,18 @@ mod tests {
     fn a_degraded_node_and_one_that_is_not_ready_are_not_well() {
         let [a, b, c] = three(|story| match story.node {
             "node-a" => (story.degraded, story.links) = (Some("no lease"), ["down", "cut"]),
-            "node-b" => story.ready = false,
+            "node-b" => (story.ready, story.links) = (false, ["up", "relayed"]),
             _ => {}
         });
         let shown = status(&[&a, &b, &c], "");
         assert_eq!(shown.exit, Exit::Unhealthy);
-        for said in ["node-a is degraded: no lease", "node-b is not ready", "0/2 up, node-b down, node-c cut", "2 problems"] {
+        for said in [
+            "node-a is degraded: no lease",
+            "node-b is not ready",
+            "0/2 up, node-b down, node-c cut",
+            "1/2 up, node-c relayed",
+            "2 problems",
+        ] {
             assert!(shown.out.contains(said), "{said:?} in {}", shown.out);
         }
     }
@@ -384,6 +423,27 @@ mod tests {
         let shown = status(&[&a, &b, &c, &learner], "");
         let states: Vec<_> = shown.out.lines().skip(1).take(4).map(|line| line.split_whitespace().nth(2).unwrap()).collect();
         assert_eq!(states, ["ready", "ready", "ready", "learner"], "{}", shown.out);
+    }
+
+    #[test]
+    fn a_node_without_a_lease_is_shown_and_a_fenced_member_is_a_problem_said_once() {
+        let [a, b, c] = three(|story| match story.node {
+            "node-c" => story.lease_ms = 0,
+            "node-a" => story.fenced = vec![("node-c", &["node-a"], false)],
+            _ => story.fenced = vec![("node-c", &["node-a", "node-b"], true)],
+        });
+        let shown = status(&[&a, &b, &c], "");
+        assert_eq!(shown.exit, Exit::Unhealthy);
+        let lease = |line: usize| shown.out.lines().nth(line).unwrap().split_whitespace().skip(6).take(2).collect::<Vec<_>>().join(" ");
+        assert_eq!((lease(1).as_str(), lease(3).as_str()), ("04040404 5.9", "04040404 none"), "{}", shown.out);
+        let problem = "node-c is fenced by node-a, node-b: until it has caught up it serves stable, and an advance goes on without its vote unless advance_votes is all";
+        assert!(shown.out.contains(&format!("\n{problem}\n1 problem\n")), "{}", shown.out);
+        let json = status(&[&a, &b, &c], "--output json").json();
+        assert_eq!(json["nodes"][2]["lease"], serde_json::json!({"held": false, "remaining_ms": 0}));
+        assert_eq!(json["nodes"][1]["fenced"][0]["by"], serde_json::json!(["node-a", "node-b"]));
+        let others = status(&[&a, &b], "");
+        assert_eq!(others.exit, Exit::Ok, "those that were asked are well");
+        assert!(others.out.contains(&format!("\n{problem}\n2 nodes agree (2 of 3 members asked)")), "{}", others.out);
     }
 
     #[test]

@@ -151,6 +151,10 @@ pub struct Story {
     pub weight: f64,
     /// Why it is degraded, if it is.
     pub degraded: Option<&'static str>,
+    /// For how long it holds a lease, in milliseconds.
+    pub lease_ms: u64,
+    /// Who is fenced, by whom, and whether they are a majority.
+    pub fenced: Vec<(&'static str, &'static [&'static str], bool)>,
     /// Whether /readyz says so.
     pub ready: bool,
     /// The links to the two others.
@@ -162,7 +166,19 @@ pub struct Story {
 /// A node that is well, at slot 4.
 pub fn story(node: &'static str) -> Story {
     let others = [String::new(), String::new()];
-    Story { node, slot: 4, hash: |slot| slot as u8, canary: None, weight: 0.0, degraded: None, ready: true, links: ["up", "up"], others }
+    Story {
+        node,
+        slot: 4,
+        hash: |slot| slot as u8,
+        canary: None,
+        weight: 0.0,
+        degraded: None,
+        lease_ms: 5_900,
+        fenced: Vec::new(),
+        ready: true,
+        links: ["up", "up"],
+        others,
+    }
 }
 
 /// A hash as text.
@@ -195,8 +211,10 @@ impl Story {
         let route = json!({"stable_model_id": "digits-v1", "stable_digest": null, "canary_model_id": self.canary, "canary_digest": null,
             "previous_stable_model_id": null, "weights": {"stable": 100.0 - self.weight, "canary": self.weight},
             "status": if self.canary.is_some() { "canary" } else { "stable" }});
+        let fenced = self.fenced.iter().map(|(node, by, majority)| json!({"node": node, "by": by, "majority": majority}));
         json!({"node": self.node, "slot": self.slot, "version": self.slot, "state_hash": hash((self.hash)(self.slot)), "txid": null,
-            "members": ["node-a", "node-b", "node-c"], "routes": {"default": route}, "lease": {"held": true, "remaining_ms": null}, "open": null})
+            "members": ["node-a", "node-b", "node-c"], "routes": {"default": route},
+            "lease": {"held": self.lease_ms > 0, "remaining_ms": self.lease_ms}, "fenced": fenced.collect::<Vec<_>>(), "open": null})
     }
 
     fn peers(&self) -> Value {
@@ -253,5 +271,5 @@ impl Story {
 pub fn receipt(outcome: &str, slot: u64) -> Value {
     let votes = ["node-a", "node-b", "node-c"].map(|node| json!({"node": node, "vote": "yes", "reason": null}));
     json!({"txid": format!("node-a-1-{slot}"), "outcome": outcome, "slot": slot, "version": slot, "state_hash": hash(slot as u8), "reason": null,
-        "error_code": null, "votes": votes, "applied": ["node-a", "node-b", "node-c"], "waiting": [], "elapsed_ms": 1.25})
+        "error_code": null, "votes": votes, "applied": ["node-a", "node-b", "node-c"], "waiting": [], "leases_end_in_ms": null, "elapsed_ms": 1.25})
 }

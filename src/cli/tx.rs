@@ -15,13 +15,13 @@ pub async fn show(txid: &TxId, mut mesh: Mesh, console: &mut Console<'_>) -> Res
     for client in &mut mesh.clients {
         match client.get::<Receipt>(&path).await {
             Ok(receipt) if receipt.outcome == Outcome::Unknown => unsettled = Some(receipt),
-            Ok(receipt) => return Ok(receipt::print(&receipt, console)),
+            Ok(receipt) => return Ok(receipt::print(&receipt, receipt::IN_FORCE, console)),
             Err(error @ CallError::Refused { .. }) => refused = Some(error),
             Err(error) => failures.push(error),
         }
     }
     match (unsettled, refused) {
-        (Some(receipt), _) => Ok(receipt::print(&receipt, console)),
+        (Some(receipt), _) => Ok(receipt::print(&receipt, receipt::IN_FORCE, console)),
         (None, Some(error)) => Err(error.into()),
         (None, None) => Err(unreachable(&failures)),
     }

@@ -28,6 +28,7 @@ pub mod mutant;
 mod participant;
 pub mod record;
 mod resolver;
+pub mod routes;
 pub mod state;
 #[cfg(test)]
 mod transcripts;

@@ -31,6 +31,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -43,6 +44,7 @@ pub use crate::gateway::split::{Reason, Variant};
 pub use crate::gateway::stats::{Bad, LATENCY_BUCKETS_US, VariantTotals};
 pub use crate::gateway::upstream::StreamError;
 
+use crate::clock;
 use crate::core::gate::RouteEvidence;
 use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
 use crate::core::state::{Model, Route, RoutingState};
@@ -63,11 +65,13 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// Where connections to model servers come from.
     pub net: Arc<dyn Net>,
+    /// The clock that leases are measured by. Never runs backwards, and runs through a suspend.
+    pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { body_bytes_max: BODY_BYTES_MAX, net: Arc::new(AsyncStdNet) }
+        Options { body_bytes_max: BODY_BYTES_MAX, net: Arc::new(AsyncStdNet), clock: Arc::new(clock::time) }
     }
 }
 
@@ -78,6 +82,9 @@ pub struct Gateway {
     body_bytes_max: usize,
     models: Arc<Models>,
     snapshot: ArcSwap<Snapshot>,
+    /// The first moment of `clock` at which no canary may be chosen, in microseconds.
+    lease_until_us: AtomicU64,
+    clock: Arc<dyn Fn() -> Time + Send + Sync>,
     totals: Mutex<BTreeMap<(RouteName, Variant, ModelId), Arc<Totals>>>,
 }
 
@@ -95,6 +102,8 @@ impl Gateway {
             body_bytes_max: options.body_bytes_max,
             models: Arc::new(Models::new(Repository::new(models), options.net)),
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            lease_until_us: AtomicU64::new(0),
+            clock: options.clock,
             totals: Mutex::default(),
         })
     }
@@ -116,9 +125,8 @@ impl Gateway {
     }
 
     /// Routes by this state from now on; requests under way keep theirs. Never blocks: models that are not loaded are loaded in the
-    /// background, and until then a canary's requests fall back to stable and a stable's are answered 503. Without
-    /// `canary_allowed` everything goes to stable.
-    pub fn route(self: &Arc<Self>, state: &RoutingState, canary_allowed: bool) {
+    /// background, and until then a canary's requests fall back to stable and a stable's are answered 503.
+    pub fn route(&self, state: &RoutingState) {
         let old = self.snapshot.load();
         let models: Vec<&Model> = state.routes.values().flat_map(Route::models).collect();
         let mut held = self.models.hold(&models).into_iter();
@@ -137,7 +145,26 @@ impl Gateway {
             let (weights, gate) = (route.weights, route.gate);
             routes.insert(name.clone(), RouteSnapshot { weights, gate, stable, canary, previous_stable });
         }
-        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), canary_allowed, routes }));
+        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), routes }));
+    }
+
+    /// From this moment of the gateway's clock on no request is given to a canary; before the first call, none is. In force at once:
+    /// every request that would go to a canary reads the clock when it is given to its model: to one in the process when all of it has
+    /// arrived, to a model server when its head has. One that was given to it before keeps it.
+    ///
+    /// A lease belongs to the routing state that its grants were given for, and the caller says that state first ([`Gateway::route`]),
+    /// on the same thread. Leases from before a `reduce` end within what its receipt says, and those after it are given only to
+    /// nodes that have applied it. So a new lease must never meet the state from before: the state is stored first and the lease
+    /// after it (release), and a request reads them the other way round, the lease first (acquire). Whoever has seen the new lease
+    /// sees the new state, or one that is newer still. The other mixture, an old lease with a new state, serves no canary that was
+    /// taken away, and none for longer than the mesh reckons with.
+    pub fn lease(&self, until: Time) {
+        self.lease_until_us.store(until.0, Ordering::Release);
+    }
+
+    /// What [`Gateway::lease`] was told last.
+    pub fn lease_until(&self) -> Time {
+        Time(self.lease_until_us.load(Ordering::Acquire))
     }
 
     /// What this node counted in the last minute, per route: only requests whose variant chance decided.

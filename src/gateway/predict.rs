@@ -1,12 +1,14 @@
 //! One request, from its route to its answer.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use hyper::body::Body as HttpBody;
+use http_body_util::{BodyExt as _, Collected, LengthLimitError, Limited};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::api::{MODEL_HEADER, NODE_HEADER, REASON_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::core::ids::{RouteName, Time};
@@ -35,9 +37,27 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        // Models in the process need all of the body first, and a caller may take its time over it: what is chosen then is what may
+        // answer then. A model server gets the body as it comes, so the choice is made at once.
+        let gathers = self.snapshot.load().routes.get(route).is_some_and(RouteSnapshot::is_in_process);
+        if gathers && request.method() == Method::POST && asked(request.headers()).is_ok() && fits(request.headers(), self.body_bytes_max) {
+            let (head, body) = request.into_parts();
+            let body = Limited::new(body, self.body_bytes_max).collect().await.map(Collected::to_bytes);
+            return self.routed(route, Request::from_parts(head, Gathered(Some(body)))).await;
+        }
+        self.routed(route, request).await
+    }
+
+    async fn routed<B>(&self, route: &RouteName, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // The lease before the state: see `Gateway::lease`.
+        let lease_until = self.lease_until();
         let snapshot = self.snapshot.load_full();
         let request_id = request_id(request.headers());
-        let mut response = match self.choose(&snapshot, route, request.headers()) {
+        let mut response = match self.choose(&snapshot, lease_until, route, request.headers()) {
             Ok(chosen) => self.answer(&chosen, request, request_id).await,
             Err(refusal) => refusal.answer(request_id),
         };
@@ -47,7 +67,13 @@ impl Gateway {
         response
     }
 
-    fn choose<'s>(&self, snapshot: &'s Snapshot, name: &'s RouteName, headers: &HeaderMap) -> Result<Chosen<'s>, Refusal> {
+    fn choose<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        lease_until: Time,
+        name: &'s RouteName,
+        headers: &HeaderMap,
+    ) -> Result<Chosen<'s>, Refusal> {
         let Some(route) = snapshot.routes.get(name) else {
             let names: Vec<_> = snapshot.routes.keys().map(RouteName::as_str).collect();
             return Err(if names.is_empty() {
@@ -59,7 +85,7 @@ impl Gateway {
             });
         };
         let asked = asked(headers)?;
-        let (variant, reason) = route.offer(snapshot.canary_allowed).choose(asked, || fastrand::u16(..WEIGHT_WHOLE_BP));
+        let (variant, reason) = route.offer(lease_until).choose(asked, || fastrand::u16(..WEIGHT_WHOLE_BP), || (self.clock)());
         Ok(Chosen { name, route, serving: route.serving(variant), variant, reason })
     }
 
@@ -179,13 +205,42 @@ fn request_id(headers: &HeaderMap) -> String {
     given.map_or_else(|| format!("{:016x}", fastrand::u64(..)), str::to_owned)
 }
 
+/// Whether the body that is announced, if one is, is small enough.
+fn fits(headers: &HeaderMap, limit: usize) -> bool {
+    let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    announced.is_none_or(|announced| announced <= limit as u64)
+}
+
+/// A body that has arrived, or broken off.
+struct Gathered(Option<Result<Bytes, BoxError>>);
+
+impl HttpBody for Gathered {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.0.take().map(|body| body.map(Frame::data)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Some(Ok(body)) => SizeHint::with_exact(body.len() as u64),
+            Some(Err(_)) => SizeHint::default(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
 async fn collect<B>(request: Request<B>, limit: usize) -> Result<Bytes, Refusal>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|announced| announced > limit as u64) {
+    if !fits(request.headers(), limit) {
         return Err(Refusal::too_large(limit));
     }
     match Limited::new(request.into_body(), limit).collect().await {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 use crate::core::gate::GateLimits;
-use crate::core::ids::RouteName;
+use crate::core::ids::{RouteName, Time};
 use crate::core::state::{Model, Weights};
+use crate::gateway::backend::Backend;
 use crate::gateway::models::Held;
 use crate::gateway::split::{Offer, Variant};
 use crate::gateway::stats::VariantStats;
@@ -16,8 +17,6 @@ use crate::gateway::stats::VariantStats;
 pub(crate) struct Snapshot {
     /// The routing version, as answers name it.
     pub(crate) version: HeaderValue,
-    /// Whether this node may serve a canary.
-    pub(crate) canary_allowed: bool,
     pub(crate) routes: BTreeMap<RouteName, RouteSnapshot>,
 }
 
@@ -44,15 +43,22 @@ pub(crate) struct Serving {
 impl Snapshot {
     /// No route at all: before the node has read its routing state.
     pub(crate) fn empty() -> Snapshot {
-        Snapshot { version: HeaderValue::from(0u64), canary_allowed: false, routes: BTreeMap::new() }
+        Snapshot { version: HeaderValue::from(0u64), routes: BTreeMap::new() }
     }
 }
 
 impl RouteSnapshot {
-    /// What this route can offer to one request.
-    pub(crate) fn offer(&self, canary_allowed: bool) -> Offer {
+    /// What this route can offer to one request under this lease.
+    pub(crate) fn offer(&self, lease_until: Time) -> Offer {
         let canary_loaded = self.canary.as_ref().map(|canary| canary.held.backend().is_some());
-        Offer { weights: self.weights, canary_loaded, canary_allowed }
+        Offer { weights: self.weights, canary_loaded, lease_until }
+    }
+
+    /// Whether every model that is loaded is one in the process, the stable one among them.
+    pub(crate) fn is_in_process(&self) -> bool {
+        let is_onnx = |backend: &Arc<Backend>| matches!(**backend, Backend::Onnx(_));
+        let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
+        self.stable.held.backend().is_some_and(is_onnx) && canary.is_none_or(is_onnx)
     }
 
     pub(crate) fn serving(&self, variant: Variant) -> &Serving {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::core::ids::Time;
 use crate::core::state::Weights;
 
 /// One of a route's two sides.
@@ -43,7 +44,7 @@ pub enum Reason {
     Override,
     /// The canary was chosen, but this node has not loaded it.
     Fallback,
-    /// This node may not serve a canary now.
+    /// This node holds no lease, so it serves no canary.
     LeaseExpired,
 }
 
@@ -66,23 +67,29 @@ pub(crate) struct Offer {
     pub(crate) weights: Weights,
     /// Whether the route has a canary, and if so, whether it is loaded here.
     pub(crate) canary_loaded: Option<bool>,
-    /// Whether this node may serve a canary now.
-    pub(crate) canary_allowed: bool,
+    /// The first moment at which this node may not serve a canary; 0 when that moment is known to have passed.
+    pub(crate) lease_until: Time,
 }
 
 impl Offer {
-    /// Chooses. `draw` gives a number below 10,000, each equally likely; it is asked only where chance decides.
-    pub(crate) fn choose(self, asked: Option<Variant>, draw: impl FnOnce() -> u16) -> (Variant, Reason) {
-        let canary_for = |reason| match self.canary_loaded {
-            Some(true) => (Variant::Canary, reason),
-            _ => (Variant::Stable, Reason::Fallback),
+    /// Chooses. `draw` gives a number below 10,000, each equally likely; it is asked only where chance decides. `clock` is asked last,
+    /// and only where a canary would be chosen: a process that was suspended wakes up with a lease that is over, and nobody has told it.
+    ///
+    /// Where stable is drawn without a lease the answer would have been the same with one. It is called `lease-expired` all the same
+    /// as soon as the lease is known to be over, so that such a node's answers say so whatever the weights are.
+    pub(crate) fn choose(self, asked: Option<Variant>, draw: impl FnOnce() -> u16, clock: impl FnOnce() -> Time) -> (Variant, Reason) {
+        let to_canary = match asked {
+            Some(Variant::Stable) => return (Variant::Stable, Reason::Override),
+            Some(Variant::Canary) if self.canary_loaded.is_some() => Reason::Override,
+            _ if self.weights.canary == 0 => return (Variant::Stable, Reason::Split),
+            _ if draw() < self.weights.canary => Reason::Split,
+            _ if self.lease_until == Time(0) => return (Variant::Stable, Reason::LeaseExpired),
+            _ => return (Variant::Stable, Reason::Split),
         };
-        match asked {
-            Some(Variant::Stable) => (Variant::Stable, Reason::Override),
-            _ if !self.canary_allowed => (Variant::Stable, Reason::LeaseExpired),
-            Some(Variant::Canary) if self.canary_loaded.is_some() => canary_for(Reason::Override),
-            _ if self.weights.canary > 0 && draw() < self.weights.canary => canary_for(Reason::Split),
-            _ => (Variant::Stable, Reason::Split),
+        match self.canary_loaded {
+            _ if clock() >= self.lease_until => (Variant::Stable, Reason::LeaseExpired),
+            Some(true) => (Variant::Canary, to_canary),
+            _ => (Variant::Stable, Reason::Fallback),
         }
     }
 }
@@ -93,13 +100,21 @@ mod tests {
     use crate::core::state::WEIGHT_WHOLE_BP;
 
     fn offer(canary: u16) -> Offer {
-        Offer { weights: Weights::with_canary(canary).unwrap(), canary_loaded: Some(true), canary_allowed: true }
+        Offer { weights: Weights::with_canary(canary).unwrap(), canary_loaded: Some(true), lease_until: Time(10) }
+    }
+
+    fn leased() -> Time {
+        Time(9)
+    }
+
+    fn unread() -> Time {
+        panic!("the clock is read only for a canary")
     }
 
     #[test]
     fn of_all_draws_exactly_the_weight_goes_to_the_canary() {
         for weight in [0, 1, 1_000, 5_000, 9_999, WEIGHT_WHOLE_BP] {
-            let to_canary = |draw: &u16| offer(weight).choose(None, || *draw) == (Variant::Canary, Reason::Split);
+            let to_canary = |draw: &u16| offer(weight).choose(None, || *draw, leased) == (Variant::Canary, Reason::Split);
             assert_eq!((0..WEIGHT_WHOLE_BP).filter(to_canary).count(), usize::from(weight));
         }
     }
@@ -111,7 +126,7 @@ mod tests {
             std::iter::repeat_with(move || rng.u16(..WEIGHT_WHOLE_BP)).take(100_000)
         };
         let below = seeded().filter(|draw| *draw < 1_000).count();
-        let chosen = seeded().filter(|draw| offer(1_000).choose(None, || *draw).0 == Variant::Canary).count();
+        let chosen = seeded().filter(|draw| offer(1_000).choose(None, || *draw, leased).0 == Variant::Canary).count();
         assert_eq!(chosen, below);
         assert!((9_700..=10_300).contains(&chosen), "{chosen} of 100,000 at 10 %: more than three standard deviations off");
     }
@@ -119,19 +134,35 @@ mod tests {
     #[test]
     fn a_caller_may_choose_what_is_there() {
         let never = || panic!("an override does not draw");
-        assert_eq!(offer(0).choose(Some(Variant::Canary), never), (Variant::Canary, Reason::Override));
-        assert_eq!(offer(10_000).choose(Some(Variant::Stable), never), (Variant::Stable, Reason::Override));
+        assert_eq!(offer(0).choose(Some(Variant::Canary), never, leased), (Variant::Canary, Reason::Override));
+        assert_eq!(offer(10_000).choose(Some(Variant::Stable), never, unread), (Variant::Stable, Reason::Override));
         let none = Offer { canary_loaded: None, ..offer(0) };
-        assert_eq!(none.choose(Some(Variant::Canary), never), (Variant::Stable, Reason::Split));
+        assert_eq!(none.choose(Some(Variant::Canary), never, unread), (Variant::Stable, Reason::Split));
     }
 
     #[test]
-    fn a_canary_that_is_not_loaded_or_not_allowed_is_never_served() {
+    fn a_canary_that_is_not_loaded_is_never_served() {
         let not_loaded = Offer { canary_loaded: Some(false), ..offer(10_000) };
-        let not_allowed = Offer { canary_allowed: false, ..offer(10_000) };
         for asked in [None, Some(Variant::Canary)] {
-            assert_eq!(not_loaded.choose(asked, || 0), (Variant::Stable, Reason::Fallback));
-            assert_eq!(not_allowed.choose(asked, || 0), (Variant::Stable, Reason::LeaseExpired));
+            assert_eq!(not_loaded.choose(asked, || 0, leased), (Variant::Stable, Reason::Fallback));
         }
+    }
+
+    #[test]
+    fn from_the_last_moment_of_the_lease_on_no_canary_is_served() {
+        for asked in [None, Some(Variant::Canary)] {
+            let at = |now| offer(5_000).choose(asked, || 0, || Time(now)).0;
+            assert_eq!([8, 9, 10, 11].map(at), [Variant::Canary, Variant::Canary, Variant::Stable, Variant::Stable]);
+            assert_eq!(offer(5_000).choose(asked, || 0, || Time(10)).1, Reason::LeaseExpired);
+        }
+    }
+
+    #[test]
+    fn stable_pays_no_clock_and_says_lease_expired_where_a_canary_would_be_drawn_and_the_lease_is_known_to_be_over() {
+        let over = |weight| Offer { lease_until: Time(0), ..offer(weight) };
+        assert_eq!(offer(5_000).choose(None, || 5_000, unread), (Variant::Stable, Reason::Split));
+        assert_eq!(over(5_000).choose(None, || 5_000, unread), (Variant::Stable, Reason::LeaseExpired));
+        assert_eq!(over(0).choose(None, || 0, unread), (Variant::Stable, Reason::Split));
+        assert_eq!(over(5_000).choose(Some(Variant::Stable), || 0, unread), (Variant::Stable, Reason::Override));
     }
 }

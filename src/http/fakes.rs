@@ -19,6 +19,7 @@ use crate::core::state::{Kind, RouteStatus, RoutingState};
 #[derive(Clone)]
 pub(crate) struct Fake {
     pub ready: bool,
+    pub leased: bool,
     pub panics: bool,
     pub receipt: Result<Receipt, Refusal>,
     pub asked: Arc<Mutex<Vec<String>>>,
@@ -26,7 +27,7 @@ pub(crate) struct Fake {
 
 impl Default for Fake {
     fn default() -> Self {
-        Fake { ready: true, panics: false, receipt: Ok(receipt(Outcome::Committed, None)), asked: Arc::default() }
+        Fake { ready: true, leased: true, panics: false, receipt: Ok(receipt(Outcome::Committed, None)), asked: Arc::default() }
     }
 }
 
@@ -51,6 +52,7 @@ pub(crate) fn receipt(outcome: Outcome, error_code: Option<&str>) -> Receipt {
         votes: vec![vote("node-a", VoteWord::Yes), vote("node-b", VoteWord::No), vote("node-c", VoteWord::Excused)],
         applied: vec![node("node-a")],
         waiting: vec![node("node-b"), node("node-c")],
+        leases_end_in_ms: Some(5_800),
         elapsed_ms: Some(1.5),
     }
 }
@@ -102,7 +104,8 @@ impl Control for Fake {
             txid: "node-a-1-7".parse().ok(),
             members: ["node-a", "node-b", "node-c"].map(node).into(),
             routes: [("default", canary), ("other", plain)].map(|(name, route)| (RouteName::new(name).unwrap(), route)).into(),
-            lease: LeaseView { held: true, remaining_ms: None },
+            lease: LeaseView { held: true, remaining_ms: 5_900 },
+            fenced: vec![FenceView { node: node("node-c"), by: ["node-a", "node-b"].map(node).into(), majority: true }],
             open: Some(OpenView { slot: 18, txid: None, since_ms: 12 }),
         }
     }
@@ -131,12 +134,14 @@ impl Control for Fake {
         let gate = GateView { verdict: Verdict::Inconclusive, reason: "too few requests".into() };
         let routes = [("default", Some(numbers)), ("other", None)]
             .map(|(name, canary)| (RouteName::new(name).unwrap(), RouteHealth { stable: numbers, canary, gate: gate.clone() }));
-        Health { node: node("node-a"), status, reasons, routes: BTreeMap::from(routes) }
+        Health { node: node("node-a"), status, reasons, notes: vec!["node-c is fenced".into()], routes: BTreeMap::from(routes) }
     }
 
     fn ready(&self) -> Readiness {
-        let check = |name, ok| Check { name, ok, reason: if ok { String::new() } else { "behind a majority by 2 slots".into() } };
-        Readiness { ready: self.ready, checks: vec![check("log", true), check("caught-up", self.ready)] }
+        let check =
+            |name, ok| Check { name, ok, needed: true, reason: if ok { String::new() } else { "behind a majority by 2 slots".into() } };
+        let lease = Check { name: "lease", ok: self.leased, needed: false, reason: "no lease: stable only".into() };
+        Readiness::of(vec![check("log", true), check("caught-up", self.ready), lease])
     }
 
     fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, History> {

@@ -98,8 +98,17 @@ pub struct Check {
     pub name: &'static str,
     /// It holds.
     pub ok: bool,
+    /// A node that fails it is not ready. The others are there to be read.
+    pub needed: bool,
     /// One sentence; shown when it does not hold.
     pub reason: String,
+}
+
+impl Readiness {
+    /// Ready if every check holds that is needed.
+    pub fn of(checks: Vec<Check>) -> Readiness {
+        Readiness { ready: checks.iter().all(|check| check.ok || !check.needed), checks }
+    }
 }
 
 /// A request that is answered with an error, and nothing was changed by it.

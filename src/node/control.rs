@@ -10,6 +10,7 @@ use futures::channel::oneshot;
 use futures::future::{BoxFuture, FutureExt};
 
 use crate::api;
+use crate::clock;
 use crate::core::gate::judge;
 use crate::core::ids::{ModelId, NodeId, RouteName, Slot, Time, TxId};
 use crate::core::io::{Outcome, Proposal, Receipt};
@@ -21,7 +22,7 @@ use crate::mesh::Mesh;
 use crate::node::events::Events;
 use crate::node::turns::{LogFigures, Turn};
 use crate::node::view::View;
-use crate::node::{clock, members, metrics};
+use crate::node::{members, metrics};
 use crate::peers::PeersFile;
 
 /// The node as the front sees it.
@@ -38,7 +39,15 @@ pub struct ControlPlane {
     pub(super) started: Time,
 }
 
-fn vote_lines(votes: &[CastVote], excused: &[NodeId]) -> Vec<api::VoteLine> {
+/// Why a commit of this kind went on without a vote.
+fn excuse(kind: Option<Kind>) -> &'static str {
+    match kind {
+        Some(Kind::Reduce) => "a reduce needs only a majority; this vote was not waited for",
+        _ => "fenced: holds no lease, serves stable until it has caught up",
+    }
+}
+
+fn vote_lines(votes: &[CastVote], excused: &[NodeId], kind: Option<Kind>) -> Vec<api::VoteLine> {
     let cast = votes.iter().map(|cast| api::VoteLine {
         node: cast.node.clone(),
         vote: if cast.vote.yes { api::VoteWord::Yes } else { api::VoteWord::No },
@@ -47,7 +56,7 @@ fn vote_lines(votes: &[CastVote], excused: &[NodeId]) -> Vec<api::VoteLine> {
     let without = excused.iter().filter(|node| !votes.iter().any(|cast| cast.node == **node)).map(|node| api::VoteLine {
         node: node.clone(),
         vote: api::VoteWord::Excused,
-        reason: Some("a reduce needs only a majority; this vote was not waited for".into()),
+        reason: Some(excuse(kind).into()),
     });
     let mut lines: Vec<_> = cast.chain(without).collect();
     lines.sort_by(|one, other| one.node.cmp(&other.node));
@@ -74,6 +83,8 @@ fn receipt(receipt: Receipt) -> api::Receipt {
         Outcome::Aborted(cause) => (api::Outcome::Aborted, Some(cause.to_string()), Some(error_code(cause).to_owned())),
         Outcome::Unknown(why) => (api::Outcome::Unknown, Some(why.clone()), Some("unknown".to_owned())),
     };
+    // Only a committed reduce has such a moment; only a commit excuses anybody.
+    let kind = receipt.leases_end_ms.map(|_| Kind::Reduce);
     api::Receipt {
         txid: receipt.txid,
         outcome,
@@ -82,9 +93,10 @@ fn receipt(receipt: Receipt) -> api::Receipt {
         state_hash: receipt.state_hash,
         reason,
         error_code: code,
-        votes: vote_lines(&receipt.votes, &receipt.excused),
+        votes: vote_lines(&receipt.votes, &receipt.excused, kind),
         applied: receipt.applied,
         waiting: receipt.waiting,
+        leases_end_in_ms: receipt.leases_end_ms,
         elapsed_ms: receipt.elapsed_us.map(|us| us as f64 / 1_000.0),
     }
 }
@@ -102,7 +114,7 @@ fn history_entry(decision: &Decision) -> api::HistoryEntry {
         version: decision.version,
         state_hash: decision.state_hash,
         reason,
-        votes: vote_lines(decision.value.votes(), excused),
+        votes: vote_lines(decision.value.votes(), excused, decision.value.kind()),
         at,
     }
 }
@@ -134,6 +146,29 @@ impl ControlPlane {
             complaints.push("the node is stopping".into());
         }
         complaints
+    }
+
+    /// That there is no lease, as far as it is known why, and what to do.
+    fn without_lease(&self, view: &View) -> Option<String> {
+        let now = clock::time();
+        if view.lease(now).held {
+            return None;
+        }
+        let members = view.state.members.keys().filter(|member| **member != self.id);
+        let mut heard: Vec<_> = members.map(|member| view.peers.get(member).and_then(|peer| peer.heard_at)).collect();
+        heard.sort_unstable_by(|one, other| other.cmp(one));
+        // Half of all members, rounded down, are a majority with this node.
+        let since = heard.get((view.state.members.len() / 2).saturating_sub(1)).copied().flatten();
+        let why = match since.map(|at| now.ms_since(at)) {
+            _ if view.broken.is_some() => "the log has failed, so this node takes no part any more".into(),
+            Some(ms) if ms < self.peers.load().timing.lease_ms => {
+                "a majority is heard, but grants none to a node that lacks a decision or is fenced; it gets one when it has caught up"
+                    .into()
+            }
+            Some(ms) => format!("a majority has not been heard for {:.1} s; see which links are down or cut in /peers", ms as f64 / 1e3),
+            None => "a majority has not been heard since the start; see which links are down or cut in /peers".into(),
+        };
+        Some(format!("no lease, so requests for a canary are answered by stable: {why}"))
     }
 
     pub(super) async fn query<T: Send + 'static>(&self, ask: impl FnOnce(&crate::core::Node) -> T + Send + 'static) -> Option<T> {
@@ -247,7 +282,8 @@ impl http::Control for ControlPlane {
             txid: view.state.txid.clone(),
             members: view.state.members.keys().cloned().collect(),
             routes: view.state.routes.iter().map(|(name, route)| (name.clone(), route_view(route))).collect(),
-            lease: api::LeaseView { held: view.canary_allowed, remaining_ms: None },
+            lease: view.lease(clock::time()),
+            fenced: view.fenced.clone(),
             open,
         }
     }
@@ -277,7 +313,14 @@ impl http::Control for ControlPlane {
     fn health(&self) -> api::Health {
         let view = self.view.load();
         let evidence = self.gateway.evidence();
-        let reasons = self.complaints();
+        let mut reasons = self.complaints();
+        let serves_canary = view.state.routes.values().any(|route| route.weights.canary > 0);
+        reasons.extend(self.without_lease(&view).filter(|_| serves_canary));
+        // A fence degrades the node that it is about, and no other. If it did, one dead node of a hundred would have every other one page
+        // somebody, for a mesh that goes on as it should; the one that is missing does so by itself, and the metric
+        // canary_mesh_fenced can be watched for the whole mesh. Here it is a note.
+        let (own, notes): (Vec<_>, Vec<_>) = view.fenced.iter().partition(|fence| fence.node == self.id && fence.majority);
+        reasons.extend(own.into_iter().map(ToString::to_string));
         let route = |(name, route): (&RouteName, &Route)| {
             let seen = evidence.iter().find(|seen| seen.route == *name);
             let judgement = judge(name, route, seen);
@@ -292,20 +335,24 @@ impl http::Control for ControlPlane {
             node: self.id.clone(),
             status: if reasons.is_empty() { api::HealthWord::Ok } else { api::HealthWord::Degraded },
             reasons,
+            notes: notes.into_iter().map(ToString::to_string).collect(),
             routes: view.state.routes.iter().map(route).collect(),
         }
     }
 
     fn ready(&self) -> Readiness {
         let view = self.view.load();
-        let check = |name, complaints: &[String]| Check { name, ok: complaints.is_empty(), reason: complaints.join("; ") };
+        let check = |name, complaints: &[String]| Check { name, ok: complaints.is_empty(), needed: true, reason: complaints.join("; ") };
         let stopping = self.stopping.load(Ordering::Relaxed).then(|| "the node is stopping".to_owned());
-        let checks = vec![
+        // A node without a lease answers every request, by stable, which is what it should do: it stays in rotation. Were it taken
+        // out, the loss of a majority would take all nodes out at once, and no request would be answered any more.
+        let lease = Check { needed: false, ..check("lease", &Vec::from_iter(self.without_lease(&view))) };
+        Readiness::of(vec![
             check("membership", &view.complaints),
             check("models", &self.gateway.models_missing()),
             check("running", &Vec::from_iter(stopping)),
-        ];
-        Readiness { ready: checks.iter().all(|check| check.ok), checks }
+            lease,
+        ])
     }
 
     fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, api::History> {

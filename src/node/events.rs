@@ -17,9 +17,9 @@ use log::Level;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::clock;
 use crate::core::ids::{NodeId, UnixMs};
 use crate::core::io::Event;
-use crate::node::clock;
 
 /// Events that may wait for the writer; more are dropped and counted.
 pub const EVENTS_QUEUED_MAX: usize = 4_096;
@@ -66,7 +66,9 @@ impl Events {
     pub fn core(&self, event: Event) {
         let level = match event {
             Event::Diverged { .. } => Level::Error,
-            Event::GaveUp { .. } | Event::Resolving { .. } | Event::LinkDown { .. } => Level::Warn,
+            Event::GaveUp { .. } | Event::Resolving { .. } | Event::LinkDown { .. } | Event::LeaseLost | Event::Fenced { .. } => {
+                Level::Warn
+            }
             _ => Level::Info,
         };
         self.queue(level, What::Core(event));

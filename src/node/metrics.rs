@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::api::LinkWord;
+use crate::clock;
 use crate::gateway::{Bad, LATENCY_BUCKETS_US, VariantTotals};
 use crate::http::{Histogram, Metric, Sample, Series};
-use crate::node::clock;
 use crate::node::control::ControlPlane;
 
 /// All of them, of this moment.
@@ -22,8 +22,13 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         [("stable", route.weights.stable), ("canary", route.weights.canary)]
             .map(|(variant, bp)| Sample::new([("route", name.to_string()), ("variant", variant.to_owned())], f64::from(bp) / 10_000.0))
     });
+    let lease = view.lease(clock::time());
+    let fenced = view.fenced.iter().filter(|fence| fence.majority);
+    let fenced = fenced.map(|fence| Sample::new([("member", fence.node.to_string())], 1.0));
     let decided = [("commit", &figures.commits), ("abort", &figures.aborts)];
     let decided = decided.map(|(outcome, counter)| Sample::new([("outcome", outcome.to_owned())], count(counter)));
+    let (forwarded, dropped) = plane.mesh.passed_on();
+    let passed_on = |(outcome, messages): (&str, u64)| Sample::new([("outcome", outcome.to_owned())], messages as f64);
     let totals = plane.gateway.totals();
     let sync = Histogram { buckets: Vec::new(), sum: seconds(figures.sync_us.load(Relaxed)), count: figures.syncs.load(Relaxed) };
     let metric = |name, help, series| Metric { name, help, series };
@@ -31,7 +36,9 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         Metric::gauge("canary_mesh_slot", "Last decided slot.", view.head.slot as f64),
         Metric::gauge("canary_mesh_version", "Commits so far: the routing version.", view.head.version as f64),
         Metric::gauge("canary_mesh_incarnation", "Starts of this node's process.", view.incarnation as f64),
-        Metric::gauge("canary_mesh_canary_allowed", "1 if this node may serve a canary.", f64::from(u8::from(view.canary_allowed))),
+        Metric::gauge("canary_mesh_lease_held", "1 if this node may serve a canary now.", f64::from(u8::from(lease.held))),
+        Metric::gauge("canary_mesh_lease_remaining_seconds", "For how long yet; 0 without a lease.", lease.remaining_ms as f64 / 1e3),
+        metric("canary_mesh_fenced", "1 for each member that a majority is known here to have fenced.", Series::Gauge(fenced.collect())),
         Metric::gauge("canary_mesh_open_slot", "1 if a transaction holds the open slot here.", f64::from(u8::from(view.open.is_some()))),
         Metric::gauge("canary_mesh_uptime_seconds", "Since this process started.", clock::time().ms_since(plane.started) as f64 / 1e3),
         metric("canary_mesh_weight_ratio", "A variant's share of its route.", Series::Gauge(weights.collect())),
@@ -41,8 +48,18 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         Metric::counter("canary_mesh_events_dropped_total", "Events that found their queue full.", plane.events.dropped() as f64),
         metric(
             "canary_mesh_link_up",
-            "1 if the link to the peer is up.",
+            "1 if the direct link to the peer is up.",
             Series::Gauge(per_link(&|l| f64::from(u8::from(l.state == LinkWord::Up)))),
+        ),
+        metric(
+            "canary_mesh_link_relayed",
+            "1 if messages to the peer go over a third node.",
+            Series::Gauge(per_link(&|l| f64::from(u8::from(l.state == LinkWord::Relayed)))),
+        ),
+        metric(
+            "canary_mesh_relay_messages_total",
+            "Messages between two other nodes, passed on or dropped for want of a link or of room.",
+            Series::Counter([("forwarded", forwarded), ("dropped", dropped)].map(passed_on).into()),
         ),
         metric("canary_mesh_link_sent_bytes_total", "Bytes sent to the peer.", Series::Counter(per_link(&|l| l.bytes_sent as f64))),
         metric(

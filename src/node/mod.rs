@@ -3,7 +3,6 @@
 //! Started in this order, each step failing before the next begins: peers.json, the two listeners, the log, the models, the
 //! links, the loop, the front. Stopped in the other: `/readyz` fails first, requests drain, the log is synced, exit 0.
 
-mod clock;
 mod control;
 mod events;
 mod fault;
@@ -36,6 +35,7 @@ use serde_json::json;
 
 pub use crate::node::fault::Fault;
 
+use crate::clock;
 use crate::core::Node;
 use crate::core::durable::{Durable, ReplayError};
 use crate::core::ids::{DiskId, NodeId, RouteName};
@@ -172,7 +172,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
             events.say(Level::Error, "model_missing", json!({"model": model.id, "reason": reason}));
         }
     }
-    gateway.route(durable.state(), false);
+    gateway.route(durable.state());
 
     let identity = Identity {
         mesh: durable.mesh().clone(),

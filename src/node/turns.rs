@@ -16,6 +16,8 @@ use arc_swap::ArcSwap;
 use async_std::channel::{Receiver, Sender};
 use futures::channel::oneshot;
 
+use crate::api::FenceView;
+use crate::clock;
 use crate::core::Node;
 use crate::core::ids::{Slot, Time};
 use crate::core::io::{After, Applied, CallerId, Input, LogIndex, Output, Proposal, Receipt};
@@ -27,7 +29,7 @@ use crate::mesh::{Frame, FrameError, Inbox, Mesh, MeshEvent};
 use crate::node::events::Events;
 use crate::node::fault::{Fault, Moment};
 use crate::node::view::{PeerSeen, View};
-use crate::node::{clock, vote};
+use crate::node::vote;
 use crate::wal::Wal;
 
 /// Inputs that may wait for the loop; whoever sends more waits.
@@ -109,7 +111,6 @@ struct Running {
     next_caller: CallerId,
     open_since: Option<(Slot, Time)>,
     state: Arc<RoutingState>,
-    lease_until: Time,
     /// Why the log takes no more; then nothing is stepped any more.
     broken: Option<String>,
 }
@@ -128,7 +129,6 @@ impl Loop {
             next_caller: 0,
             open_since: None,
             state,
-            lease_until: Time::default(),
             broken: None,
         };
         // Its first beat is to say already which models it lacks.
@@ -239,6 +239,12 @@ impl Running {
             Turn::Mesh(MeshEvent::Message { from, incarnation, message }) => {
                 self.batch.inputs.push_back(Input::Message { from, incarnation, message });
             }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: Some(over) }) => {
+                self.parts.events.say(log::Level::Warn, "relayed", serde_json::json!({"peer": peer, "over": over}));
+            }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: None }) => {
+                self.parts.events.say(log::Level::Info, "direct_again", serde_json::json!({"peer": peer}));
+            }
             Turn::Mesh(MeshEvent::Refused { peer, reason }) => {
                 self.parts.events.say(log::Level::Warn, "refused", serde_json::json!({"peer": peer, "reason": reason}));
             }
@@ -248,7 +254,11 @@ impl Running {
                 self.batch.inputs.push_back(Input::Propose { caller: self.next_caller, proposal });
             }
             Turn::Input(input) => self.batch.inputs.push_back(input),
-            Turn::Query(query) => query(&self.parts.node),
+            Turn::Query(query) => {
+                // What the core answers is of the moment it knows: a receipt counts down.
+                self.step(Input::Tick);
+                query(&self.parts.node);
+            }
             Turn::Stop(_) => {}
         }
     }
@@ -284,10 +294,7 @@ impl Running {
                 self.vet(slot, ballot, tx);
             }
             Output::Apply(applied) => self.apply(&applied),
-            Output::Lease { until } => {
-                self.lease_until = until;
-                self.parts.gateway.route(&self.state, until > clock::time());
-            }
+            Output::Lease { until } => self.parts.gateway.lease(until),
             Output::Reply { caller, receipt } => self.reply(caller, receipt),
             Output::Refuse { peer, reason } => {
                 self.parts.events.say(log::Level::Error, "refused", serde_json::json!({"peer": peer, "reason": reason}));
@@ -351,7 +358,9 @@ impl Running {
 
     fn apply(&mut self, applied: &Applied) {
         self.state = applied.state.clone();
-        self.parts.gateway.route(&applied.state, self.lease_until > clock::time());
+        self.parts.gateway.route(&applied.state);
+        // Before the next sync, so that /routing is not behind what predictions say.
+        self.publish();
     }
 
     /// Appends what has gathered, with one sync. After an error nothing is ever written again: the node stops taking part,
@@ -391,7 +400,7 @@ impl Running {
         self.parts.events.say(log::Level::Error, "log_failed", serde_json::json!({"reason": why}));
         self.broken = Some(why.to_owned());
         self.callers.clear();
-        self.parts.gateway.route(&self.state, false);
+        self.parts.gateway.lease(Time(0));
         let mesh = self.parts.mesh.clone();
         async_std::task::spawn(async move { mesh.stop().await });
     }
@@ -419,13 +428,19 @@ impl Running {
                 heard_at: peer.and_then(|peer| peer.heard_at),
             }
         };
+        if self.parts.gateway.lease_until() <= clock::time() {
+            self.parts.gateway.lease(Time(0));
+        }
+        let fences = node.fences().into_iter();
+        let fenced = fences.map(|(member, by)| FenceView { majority: node.is_fenced(&member), node: member, by }).collect();
         let mut complaints = node.complaints();
         complaints.extend(self.broken.iter().map(|why| format!("the log takes no more, so this node takes no part: {why}")));
         self.parts.view.store(Arc::new(View {
             head,
             state: self.state.clone(),
             incarnation: node.durable().incarnation(),
-            canary_allowed: node.may_serve_canary() && self.broken.is_none(),
+            lease_until: self.parts.gateway.lease_until(),
+            fenced,
             open: self.open_since.map(|(slot, since)| (slot, open, since)),
             peers: node.liveness().peers().map(|(id, _)| (id.clone(), seen(id))).collect(),
             complaints,

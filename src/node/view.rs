@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::api::{FenceView, LeaseView};
 use crate::core::durable::Durable;
 use crate::core::ids::{Incarnation, NodeId, Slot, Time, TxId};
 use crate::core::message::Head;
@@ -16,8 +17,10 @@ pub struct View {
     pub state: Arc<RoutingState>,
     /// This start's number.
     pub incarnation: Incarnation,
-    /// Whether a canary may be served.
-    pub canary_allowed: bool,
+    /// Until when a canary may be served by this state; 0 if that has passed.
+    pub lease_until: Time,
+    /// The members that somebody has fenced.
+    pub fenced: Vec<FenceView>,
     /// The open slot, if a transaction holds it: the slot, the transaction, since when.
     pub open: Option<(Slot, Option<TxId>, Time)>,
     /// What is known of the others.
@@ -42,13 +45,20 @@ pub struct PeerSeen {
 }
 
 impl View {
+    /// The lease at this moment.
+    pub fn lease(&self, now: Time) -> LeaseView {
+        let left_us = self.lease_until.0.saturating_sub(now.0);
+        LeaseView { held: left_us > 0, remaining_ms: left_us.div_ceil(1_000) }
+    }
+
     /// Before the first turn.
     pub fn at_start(durable: &Durable) -> View {
         View {
             head: durable.head(),
             state: Arc::new(durable.state().clone()),
             incarnation: durable.incarnation(),
-            canary_allowed: false,
+            lease_until: Time(0),
+            fenced: Vec::new(),
             open: None,
             peers: BTreeMap::new(),
             complaints: vec!["the node is starting".into()],

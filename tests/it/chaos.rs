@@ -124,6 +124,9 @@ impl Run {
         let connected = stream.is_some();
         let answer = stream.and_then(|stream| request_on(stream, "POST", path, &[], body.to_string().as_bytes()));
         let (end, life) = (self.clock.moment(), self.clock.life(at, process));
+        // Of a committed reduce: by when it is in force everywhere.
+        let ends_in_ms = answer.as_ref().and_then(|answer| answer.json()["leases_end_in_ms"].as_u64());
+        let gone_us = ends_in_ms.map(|ms| self.clock.us() + ms * 1_000);
         let (told, word) = if connected { told(answer.as_ref()) } else { (Told::Refused, "refused: nobody listens".into()) };
         if matches!(told, Told::Committed(_)) {
             self.commit_ms.lock().unwrap().push(began.elapsed().as_millis() as u64);
@@ -134,24 +137,24 @@ impl Run {
             Ask::Rollback => "rollback",
         };
         *self.outcomes.lock().unwrap().entry(format!("{what} {word}")).or_default() += 1;
-        self.ops.lock().unwrap().push(Op { caller, at, life, ask, key: key.clone(), start, end, told: told.clone() });
+        self.ops.lock().unwrap().push(Op { caller, at, life, ask, key: key.clone(), start, end, gone_us, told: told.clone() });
         told
     }
 
     /// Asks a node what became of a transaction.
     fn ask_later(&self, at: usize, txid: &str, healed: bool) {
-        let (process, start) = (self.clock.process(at), self.clock.moment());
+        let (process, start, asked_us) = (self.clock.process(at), self.clock.moment(), self.clock.us());
         let patience = if healed { PATIENCE } else { Duration::from_secs(1) };
         let answer = request_within(patience, self.ports[at], "GET", &format!("/transactions/{txid}"), &[], b"");
         if let Some(answer) = answer {
             let told = told(Some(&answer)).0;
-            self.saw(at, process, start, Seen::Receipt { txid: txid.to_owned(), told, healed });
+            self.saw(at, process, (start, asked_us), Seen::Receipt { txid: txid.to_owned(), told, healed });
         }
     }
 
-    fn saw(&self, at: usize, process: usize, start: u64, seen: Seen) {
+    fn saw(&self, at: usize, process: usize, (start, asked_us): (u64, u64), seen: Seen) {
         let (end, life) = (self.clock.moment(), self.clock.life(at, process));
-        self.sightings.lock().unwrap().push(Sighting { at, life, start, end, seen });
+        self.sightings.lock().unwrap().push(Sighting { at, life, start, end, asked_us, seen });
     }
 
     /// A caller that stays with a node for a while. Its wishes are drawn, and repeated elsewhere when nothing is known of them.
@@ -206,7 +209,7 @@ impl Run {
         let share =
             |canary: &Value, weights: &Value| (!canary.is_null()).then(|| (weights["canary"].as_f64().unwrap() * 100.0).round() as u16);
         while !self.readers_stop.load(Ordering::Relaxed) {
-            let (process, start) = (self.clock.process(at), self.clock.moment());
+            let (process, start) = (self.clock.process(at), (self.clock.moment(), self.clock.us()));
             if let Some(routing) = get("/routing").map(|answer| answer.json()) {
                 let route = &routing["routes"]["default"];
                 let seen = Seen::Routing {
@@ -218,13 +221,13 @@ impl Run {
                 };
                 self.saw(at, process, start, seen);
             }
-            let (process, start) = (self.clock.process(at), self.clock.moment());
+            let (process, start) = (self.clock.process(at), (self.clock.moment(), self.clock.us()));
             if let Some(state) = get("/routing/state").map(|answer| answer.json()) {
                 let share = share(&state["canary_model_id"], &state["weights"]);
                 let txid = state["txid"].as_str().map(str::to_owned);
                 self.saw(at, process, start, Seen::State { version: state["version"].as_u64().unwrap(), txid, share });
             }
-            let (process, start) = (self.clock.process(at), self.clock.moment());
+            let (process, start) = (self.clock.process(at), (self.clock.moment(), self.clock.us()));
             let patience = Duration::from_millis(500);
             if let Some(answer) = request_within(patience, self.ports[at], "POST", "/predict", &[], request.as_bytes())
                 && answer.status == 200
@@ -447,6 +450,7 @@ impl Figures {
         self.checked.unknown_applied += other.checked.unknown_applied;
         self.checked.repeats_of_a_key += other.checked.repeats_of_a_key;
         self.checked.canary_after_restart += other.checked.canary_after_restart;
+        self.checked.canary_after_reduce += other.checked.canary_after_reduce;
         for (word, count) in other.outcomes {
             *self.outcomes.entry(word).or_default() += count;
         }
@@ -460,7 +464,8 @@ impl Figures {
     }
 
     fn print(&self, took: Duration) {
-        let Checked { commits, windows, serialised, unknown_applied, repeats_of_a_key, canary_after_restart } = &self.checked;
+        let Checked { commits, windows, serialised, unknown_applied, repeats_of_a_key, canary_after_restart, canary_after_reduce } =
+            &self.checked;
         let percentile = |share: usize| self.commit_ms.get((self.commit_ms.len() * share / 100).min(self.commit_ms.len().max(1) - 1));
         eprintln!("chaos: {:.1} min: {}", took.as_secs_f64() / 60.0, line(&self.done));
         eprintln!(
@@ -476,6 +481,7 @@ impl Figures {
              {repeats_of_a_key} repeats of a key"
         );
         eprintln!("  after restarts: stable only in {} sightings, then the canary in {canary_after_restart}", self.stable_after_restart);
+        eprintln!("  after a reduce and its leases: the canary in {canary_after_reduce} sightings, none of them from before it");
         eprintln!(
             "  commits as their callers saw them: p50 {:?} ms, p99 {:?} ms, max {:?} ms",
             percentile(50),

@@ -42,6 +42,8 @@ pub struct Op {
     pub key: Option<String>,
     pub start: Moment,
     pub end: Moment,
+    /// Of a `reduce` that was told committed: from when on nobody serves what it took away, in microseconds.
+    pub gone_us: Option<u64>,
     pub told: Told,
 }
 
@@ -88,6 +90,8 @@ pub struct Sighting {
     pub life: Option<usize>,
     pub start: Moment,
     pub end: Moment,
+    /// When it was asked for, in microseconds.
+    pub asked_us: u64,
     pub seen: Seen,
 }
 
@@ -100,6 +104,14 @@ pub enum Seen {
 }
 
 impl Seen {
+    fn is_canary_served(&self) -> bool {
+        match self {
+            Seen::Routing { canary_served, share, .. } => *canary_served && share.is_some(),
+            Seen::Predicted { canary, .. } => *canary,
+            Seen::State { .. } | Seen::Receipt { .. } => false,
+        }
+    }
+
     fn version(&self) -> Option<u64> {
         match self {
             Seen::Routing { version, .. } | Seen::State { version, .. } | Seen::Predicted { version, .. } => Some(*version),
@@ -127,6 +139,7 @@ pub struct Checked {
     pub unknown_applied: usize,
     pub repeats_of_a_key: usize,
     pub canary_after_restart: usize,
+    pub canary_after_reduce: usize,
 }
 
 /// The model.
@@ -339,6 +352,7 @@ fn check_sightings(history: &History, commits: &[&Decided], checked: &mut Checke
     }
     ensure(genesis_hashes.len() <= 1, || format!("two hashes of the genesis: {genesis_hashes:?}"))?;
     check_own_word(history)?;
+    check_leases(history, checked)?;
     check_restarts(history, checked)
 }
 
@@ -359,6 +373,20 @@ fn check_own_word(history: &History) -> Result<(), String> {
     Ok(())
 }
 
+/// What a `reduce` took away nobody serves any more when the leases have ended that its caller was told of: not the stopped, not the
+/// cut off, not those that are back.
+fn check_leases(history: &History, checked: &mut Checked) -> Result<(), String> {
+    let told = |op: &Op| if let Told::Committed(place) = &op.told { Some((op.gone_us?, place.version)) } else { None };
+    let mut gone: Vec<_> = history.ops.iter().filter_map(told).collect();
+    running_max(&mut gone);
+    for sighting in history.sightings.iter().filter(|sighting| sighting.seen.is_canary_served()) {
+        let (Some(version), most) = (sighting.seen.version(), told_before(&gone, sighting.asked_us)) else { continue };
+        checked.canary_after_reduce += usize::from(most > 0);
+        ensure(most <= version, || format!("a canary was served, when the leases from before version {most} had ended: {sighting:?}"))?;
+    }
+    Ok(())
+}
+
 /// After a restart no canary is served before all is known that was told to callers before the start.
 fn check_restarts(history: &History, checked: &mut Checked) -> Result<(), String> {
     let committed = |op: &Op| if let Told::Committed(place) = &op.told { Some((op.end, place.version)) } else { None };
@@ -366,11 +394,7 @@ fn check_restarts(history: &History, checked: &mut Checked) -> Result<(), String
     running_max(&mut told);
     let started: BTreeMap<_, _> = history.starts.iter().map(|(at, life, moment)| ((*at, *life), *moment)).collect();
     for sighting in &history.sightings {
-        let served = match &sighting.seen {
-            Seen::Routing { canary_served, share, .. } => *canary_served && share.is_some(),
-            Seen::Predicted { canary, .. } => *canary,
-            Seen::State { .. } | Seen::Receipt { .. } => false,
-        };
+        let served = sighting.seen.is_canary_served();
         let start = sighting.life.filter(|life| *life > 0).and_then(|life| started.get(&(sighting.at, life)));
         let (true, Some(start), Some(version)) = (served, start, sighting.seen.version()) else { continue };
         checked.canary_after_restart += 1;
@@ -462,7 +486,7 @@ mod tests {
     }
 
     fn op(caller: usize, span: (Moment, Moment), ask: Ask, told: Told) -> Op {
-        Op { caller, at: 0, life: Some(0), ask, key: None, start: span.0, end: span.1, told }
+        Op { caller, at: 0, life: Some(0), ask, key: None, start: span.0, end: span.1, gone_us: None, told }
     }
 
     fn keyed(key: &str, op: Op) -> Op {
@@ -507,7 +531,7 @@ mod tests {
 
     fn routing(life: usize, span: (Moment, Moment), version: u64, share: Option<u16>) -> Sighting {
         let seen = Seen::Routing { slot: version, version, hash: place(version).hash, share, canary_served: share.is_some() };
-        Sighting { at: 0, life: Some(life), start: span.0, end: span.1, seen }
+        Sighting { at: 0, life: Some(life), start: span.0, end: span.1, asked_us: 0, seen }
     }
 
     #[test]
@@ -517,7 +541,15 @@ mod tests {
         history.sightings = (0..5).map(|version| routing(0, (20 + version, 21 + version), version, shares[version as usize])).collect();
         // A reader that is behind is not wrong, but the node that told its caller is not behind itself.
         history.sightings.iter_mut().for_each(|sighting| sighting.at = 1);
-        let expected = Checked { commits: 4, windows: 1, serialised: 5, unknown_applied: 0, repeats_of_a_key: 1, canary_after_restart: 0 };
+        let expected = Checked {
+            commits: 4,
+            windows: 1,
+            serialised: 5,
+            unknown_applied: 0,
+            repeats_of_a_key: 1,
+            canary_after_restart: 0,
+            canary_after_reduce: 0,
+        };
         assert_eq!(check(&history), Ok(expected));
         history.ops.remove(3);
         assert_eq!(check(&history).unwrap().unknown_applied, 1);
@@ -619,10 +651,26 @@ mod tests {
     }
 
     #[test]
+    fn a_canary_from_before_a_reduce_is_refused_when_the_leases_have_ended() {
+        let mut history = good();
+        history.ops[2].gone_us = Some(700);
+        let seen = |asked_us, version, canary| {
+            let seen = Seen::Predicted { version, canary };
+            vec![Sighting { at: 1, life: None, start: 20, end: 21, asked_us, seen }]
+        };
+        for (asked_us, version, canary, judged) in [(700, 2, true, 0), (701, 3, true, 1), (701, 2, false, 0)] {
+            history.sightings = seen(asked_us, version, canary);
+            assert_eq!(check(&history).unwrap().canary_after_reduce, judged, "{asked_us} {version}");
+        }
+        history.sightings = seen(701, 2, true);
+        assert!(refused(&history, false).contains("the leases from before version 3 had ended"));
+    }
+
+    #[test]
     fn an_answer_asked_for_later_is_held_against_the_log() {
         let with = |txid: &str, told, healed| {
             let seen = Seen::Receipt { txid: txid.into(), told, healed };
-            History { sightings: vec![Sighting { at: 1, life: None, start: 30, end: 31, seen }], ..good() }
+            History { sightings: vec![Sighting { at: 1, life: None, start: 30, end: 31, asked_us: 0, seen }], ..good() }
         };
         assert!(refused(&with("a-1-2", Told::Aborted { txid: "a-1-2".into() }, false), false).contains("told aborted"));
         assert!(refused(&with("a-1-2", Told::Refused, true), false).contains("not known"));

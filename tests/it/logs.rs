@@ -116,8 +116,12 @@ fn a_log_that_cannot_grow_ends_the_nodes_part_in_decisions_and_not_its_answers()
     let refused = mesh.advance(2, "digits-v2", 50.0).unwrap();
     assert_eq!((refused.status, refused.json()["error_code"].clone()), (503, json!("log_failed")));
     let one = crate::mesh::requests()[0]["request"].to_string();
-    let answer = crate::mesh::request(mesh.nodes[2].data, "POST", "/predict", &[], one.as_bytes()).unwrap();
+    let headers = [("x-canary-variant", "canary")];
+    let answer = crate::mesh::request(mesh.nodes[2].data, "POST", "/predict", &headers, one.as_bytes()).unwrap();
     assert_eq!((answer.status, answer.header("x-canary-variant")), (200, Some("stable")), "it keeps answering, from stable");
+    assert_eq!(answer.header("x-canary-reason"), Some("lease-expired"));
+    assert_eq!(mesh.json(2, "/routing")["lease"]["held"], false);
+    assert!(health["reasons"].to_string().contains("answered by stable: the log has failed"), "{health}");
     assert_eq!(mesh.post(0, "/rollback", &json!({})).unwrap().status, 200, "the others go on");
     child.kill().unwrap();
     child.wait().unwrap();

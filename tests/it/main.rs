@@ -14,6 +14,7 @@ mod command_line;
 mod consensus;
 mod data_plane;
 mod history;
+mod leases;
 mod logs;
 mod members;
 mod mesh;

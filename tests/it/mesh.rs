@@ -345,7 +345,7 @@ pub fn raw(port: u16, bytes: &[u8]) -> Option<Answer> {
     raw_on(connect(PATIENCE, port)?, bytes)
 }
 
-fn raw_on(mut stream: TcpStream, bytes: &[u8]) -> Option<Answer> {
+pub fn raw_on(mut stream: TcpStream, bytes: &[u8]) -> Option<Answer> {
     // The node may answer and close before it has read everything.
     let _ = stream.write_all(bytes);
     let mut answer = Vec::new();

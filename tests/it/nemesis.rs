@@ -116,16 +116,22 @@ fn shape(draw: &mut fastrand::Rng, nodes: usize) -> (Shape, Vec<Vec<usize>>) {
 /// Moments, and which process of each node is running: even while it is, odd while it is not.
 pub struct Clock {
     moment: AtomicUsize,
+    began: Instant,
     lives: Vec<AtomicUsize>,
 }
 
 impl Clock {
     pub fn new(nodes: usize) -> Clock {
-        Clock { moment: AtomicUsize::new(0), lives: (0..nodes).map(|_| AtomicUsize::new(1)).collect() }
+        Clock { moment: AtomicUsize::new(0), began: Instant::now(), lives: (0..nodes).map(|_| AtomicUsize::new(1)).collect() }
     }
 
     pub fn moment(&self) -> Moment {
         self.moment.fetch_add(1, Ordering::SeqCst) as Moment
+    }
+
+    /// Microseconds since the beginning: for what has to have happened within a time.
+    pub fn us(&self) -> u64 {
+        self.began.elapsed().as_micros() as u64
     }
 
     /// To be compared with what it says later: see [`Clock::life`].

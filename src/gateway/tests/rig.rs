@@ -22,7 +22,7 @@ use serde_json::Value;
 use smol_hyper::rt::FuturesIo;
 
 use crate::core::gate::GateLimits;
-use crate::core::ids::{MeshId, ModelId, NodeId, RouteName};
+use crate::core::ids::{MeshId, ModelId, NodeId, RouteName, Time};
 use crate::core::state::{Model, RoutingState, Weights};
 use crate::gateway::{Body, Gateway};
 
@@ -59,9 +59,10 @@ pub fn demo() -> Arc<Gateway> {
     Gateway::new(node(), PathBuf::from("models"))
 }
 
-/// Routes and waits until every model of the state is loaded.
-pub fn route_loaded(gateway: &Arc<Gateway>, state: &RoutingState) {
-    gateway.route(state, true);
+/// Routes on a lease without end, and waits until every model of the state is loaded.
+pub fn route_loaded(gateway: &Gateway, state: &RoutingState) {
+    gateway.route(state);
+    gateway.lease(Time(u64::MAX));
     until("the models are loaded", || gateway.models_missing().is_empty());
 }
 

@@ -1,14 +1,14 @@
 //! Which model answers, what is counted, what is held.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 use crate::core::gate::{Verdict, judge};
-use crate::core::ids::{Digest, RouteName};
+use crate::core::ids::{Digest, RouteName, Time};
 use crate::core::state::Model;
-use crate::gateway::{Gateway, Variant};
+use crate::gateway::{Gateway, Options, Variant};
 
-use super::rig::{ask, asking, demo, digits, model, node, post, route_loaded, route_name, run, state, until, whole};
+use super::rig::{ask, asking, demo, digits, model, node, post, route_loaded, route_name, run, spoken_request, state, until, whole};
 
 #[test]
 fn before_its_first_state_a_node_answers_503_and_an_unknown_route_404() {
@@ -38,16 +38,86 @@ fn a_caller_may_name_the_variant_and_nothing_else() {
     }
 }
 
+/// The demo's models, under a clock that the test sets.
+fn demo_at() -> (Arc<Gateway>, Arc<AtomicU64>) {
+    let now = Arc::new(AtomicU64::new(1_000));
+    let clock = Arc::clone(&now);
+    let options = Options { clock: Arc::new(move || Time(clock.load(SeqCst))), ..Options::default() };
+    (Gateway::with_options(node(), "models".into(), options), now)
+}
+
 #[test]
-fn without_leave_to_serve_a_canary_everything_goes_to_stable() {
-    let gateway = demo();
+fn without_a_lease_everything_goes_to_stable() {
+    let (gateway, _) = demo_at();
     let state = state(2, "digits-v1", Some(("digits-v2", 10_000)));
-    route_loaded(&gateway, &state);
-    assert_eq!(ask(&gateway, post(digits()[0].1.clone())).chosen()[0], "canary");
-    gateway.route(&state, false);
-    for request in [post(digits()[0].1.clone()), asking("canary", post(digits()[0].1.clone()))] {
-        assert_eq!(ask(&gateway, request).chosen(), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
+    gateway.route(&state);
+    until("the models are loaded", || gateway.models_missing().is_empty());
+    let digit = || post(digits()[0].1.clone());
+    for until_us in [0, 1_000] {
+        gateway.lease(Time(until_us));
+        for request in [digit(), asking("canary", digit())] {
+            assert_eq!(ask(&gateway, request).chosen(), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
+        }
     }
+    gateway.lease(Time(1_001));
+    assert_eq!(ask(&gateway, digit()).chosen()[0], "canary");
+}
+
+#[test]
+fn a_node_that_slept_through_its_lease_wakes_up_without_it_before_anybody_tells_it() {
+    let (gateway, now) = demo_at();
+    route_loaded(&gateway, &state(2, "digits-v1", Some(("digits-v2", 10_000))));
+    gateway.lease(Time(6_000_000));
+    let chosen = || ask(&gateway, post(digits()[0].1.clone())).chosen().map(str::to_owned);
+    now.store(5_999_999, SeqCst);
+    assert_eq!(chosen()[0], "canary");
+    now.store(6_000_000, SeqCst);
+    assert_eq!(chosen(), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
+    let evidence = gateway.evidence();
+    assert_eq!((evidence[0].stable.requests, evidence[0].canary.requests), (0, 1), "an answer for want of a lease is no evidence");
+}
+
+#[test]
+fn a_new_lease_never_serves_a_canary_that_the_state_before_it_had_taken_away() {
+    // The request has read its state when it reads the clock, and in that moment the canary is taken away and a new lease told.
+    let gateway = Arc::new(OnceLock::<Arc<Gateway>>::new());
+    let told = Arc::clone(&gateway);
+    let clock = Arc::new(move || {
+        let gateway = told.get().unwrap();
+        gateway.route(&state(3, "digits-v1", None));
+        gateway.lease(Time(9_000_000));
+        Time(7_000_000)
+    });
+    let asked = gateway.get_or_init(|| Gateway::with_options(node(), "models".into(), Options { clock, ..Options::default() }));
+    route_loaded(asked, &state(2, "digits-v1", Some(("digits-v2", 10_000))));
+    asked.lease(Time(6_000_000));
+    let answer = ask(asked, post(digits()[0].1.clone()));
+    assert_eq!(answer.chosen(), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
+    assert_eq!(ask(asked, post(digits()[0].1.clone())).chosen(), ["stable", "digits-v1", "3", "node-a", "split"]);
+}
+
+#[test]
+fn what_is_chosen_for_a_slow_caller_is_what_may_answer_when_all_of_its_body_is_there() {
+    let (gateway, now) = demo_at();
+    let digit = digits()[0].1.clone();
+    let slowly = |meanwhile: &dyn Fn()| {
+        route_loaded(&gateway, &state(2, "digits-v1", Some(("digits-v2", 10_000))));
+        gateway.lease(Time(6_000_000));
+        let (say, request) = spoken_request();
+        let gateway = Arc::clone(&gateway);
+        let answer = async_std::task::spawn(async move { whole(gateway.predict(&route_name(), request).await).await });
+        let (first, rest) = digit.split_at(digit.len() / 2);
+        say.unbounded_send(Ok(first.to_owned().into())).unwrap();
+        // The sender sees that this part was taken.
+        until("the request is under way", || say.is_empty());
+        meanwhile();
+        say.unbounded_send(Ok(rest.to_owned().into())).unwrap();
+        drop(say);
+        run(answer).chosen().map(str::to_owned)
+    };
+    assert_eq!(slowly(&|| {}), ["canary", "digits-v2", "2", "node-a", "split"]);
+    assert_eq!(slowly(&|| gateway.route(&state(3, "digits-v1", None))), ["stable", "digits-v1", "3", "node-a", "split"]);
+    assert_eq!(slowly(&|| now.store(6_000_000, SeqCst)), ["stable", "digits-v1", "2", "node-a", "lease-expired"]);
 }
 
 #[test]
@@ -55,7 +125,8 @@ fn a_canary_that_is_missing_falls_back_and_a_stable_that_is_missing_is_503_until
     let dir = tempfile::tempdir().unwrap();
     let gateway = Gateway::new(node(), dir.path().to_owned());
     let put = |id: &str| std::fs::copy(format!("models/{id}.onnx"), dir.path().join(format!("{id}.onnx"))).unwrap();
-    gateway.route(&state(1, "digits-v1", Some(("digits-v2", 10_000))), true);
+    gateway.route(&state(1, "digits-v1", Some(("digits-v2", 10_000))));
+    gateway.lease(Time(u64::MAX));
     let reason = |id: &str| format!("model {id} is not in {}/ (neither {id}.onnx nor {id}.json)", dir.path().display());
     let missing = [format!("route default, stable: {}", reason("digits-v1")), format!("route default, canary: {}", reason("digits-v2"))];
     until("both are reported missing", || gateway.models_missing() == missing);
@@ -87,7 +158,8 @@ fn a_model_is_prepared_once_and_only_if_its_file_is_the_one_that_is_meant() {
     assert!(!gateway.is_prepared(&other));
     let mut state = state(1, "digits-v1", Some(("digits-v2", 10_000)));
     state.routes.get_mut(&route_name()).unwrap().canary = Some(meant);
-    gateway.route(&state, true);
+    gateway.route(&state);
+    gateway.lease(Time(u64::MAX));
     let answer = ask(&gateway, post(digits()[0].1.clone()));
     assert_eq!(answer.chosen()[4], "split", "a prepared model serves at once");
 }
@@ -100,9 +172,9 @@ fn the_stable_model_before_a_promotion_stays_loaded() {
     until("digits-v1 has been tried out", || gateway.is_prepared(&model("digits-v1")));
     let mut promoted = state(2, "digits-v2", None);
     promoted.routes.get_mut(&route_name()).unwrap().previous_stable = Some(model("digits-v1"));
-    gateway.route(&promoted, true);
+    gateway.route(&promoted);
     assert!(gateway.is_prepared(&model("digits-v1")));
-    gateway.route(&state(3, "digits-v1", None), true);
+    gateway.route(&state(3, "digits-v1", None));
     assert_eq!(ask(&gateway, post(digits()[0].1.clone())).status, 200, "back at once, without loading");
     assert!(!gateway.is_prepared(&model("digits-v2")), "what no state names is let go");
 }
@@ -121,9 +193,9 @@ fn evidence_is_what_chance_decided_and_begins_anew_with_a_new_canary() {
     assert_eq!((evidence[0].stable.requests, evidence[0].canary.requests), (0, 3));
     assert_eq!(evidence[0].canary_model_id, Some(model("digits-v2").id));
     assert!(evidence[0].canary.p99_us > 0);
-    gateway.route(&state(2, "digits-v1", Some(("digits-v2", 9_999))), true);
+    gateway.route(&state(2, "digits-v1", Some(("digits-v2", 9_999))));
     assert_eq!(gateway.evidence()[0].canary.requests, 3, "another weight, the same canary");
-    gateway.route(&state(3, "digits-v1", Some(("digits-v3", 9_999))), true);
+    gateway.route(&state(3, "digits-v1", Some(("digits-v3", 9_999))));
     assert_eq!(gateway.evidence()[0].canary.requests, 0, "another canary");
     let totals = gateway.totals();
     let of = |variant, id: &str| totals.iter().find(|t| t.variant == variant && t.model.as_str() == id).unwrap();
@@ -166,7 +238,7 @@ fn a_request_never_mixes_two_versions() {
                 switches += 1;
                 let mut next = states[(switches % 2) as usize].clone();
                 next.version = switches;
-                gateway.route(&next, true);
+                gateway.route(&next);
             }
             switches
         })

@@ -277,7 +277,7 @@ fn a_caller_who_goes_away_is_seen_by_the_model_server() {
     });
     server.write(dir.path(), "remote", "", "");
     let gateway = Gateway::new(node(), dir.path().to_owned());
-    gateway.route(&state(1, "remote", None), true);
+    gateway.route(&state(1, "remote", None));
     until("loaded", || gateway.models_missing().is_empty());
     // The warm-up asked too, and was not answered in time or at all.
     run(async { begun.next().await.unwrap() });

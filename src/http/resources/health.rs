@@ -17,18 +17,19 @@ pub(crate) async fn livez(_: Request<State>) -> tide::Result {
     text(200, PLAIN, "ok\n".to_owned())
 }
 
-/// Whether the node may be sent traffic. `?verbose`, or a no, lists the checks.
+/// Whether the node may be sent traffic. `?verbose`, or a check that does not hold, lists the checks.
 pub(crate) async fn readyz(request: Request<State>) -> tide::Result {
     let readiness = request.state().control.ready();
     let verbose = request.url().query_pairs().any(|(name, value)| name == "verbose" && value != "false");
-    if readiness.ready && !verbose {
+    if readiness.checks.iter().all(|check| check.ok) && !verbose {
         return text(200, PLAIN, "ok\n".to_owned());
     }
     let mut lines = String::new();
     for check in &readiness.checks {
-        let line = match check.ok {
-            true => format!("[+]{} ok\n", check.name),
-            false => format!("[-]{} failed: {}\n", check.name, check.reason),
+        let line = match (check.ok, check.needed) {
+            (true, _) => format!("[+]{} ok\n", check.name),
+            (false, true) => format!("[-]{} failed: {}\n", check.name, check.reason),
+            (false, false) => format!("[!]{} failed, ready without it: {}\n", check.name, check.reason),
         };
         lines.push_str(&line);
     }
@@ -76,7 +77,7 @@ mod tests {
     fn a_ready_node_says_ok_and_lists_its_checks_when_asked() {
         let answer = |path| get(Fake::default(), path);
         assert_eq!((answer("/readyz").status, answer("/readyz").body.as_str()), (200, "ok\n"));
-        assert_eq!(answer("/readyz?verbose").body, "[+]log ok\n[+]caught-up ok\nready\n");
+        assert_eq!(answer("/readyz?verbose").body, "[+]log ok\n[+]caught-up ok\n[+]lease ok\nready\n");
         assert_eq!(answer("/livez").body, "ok\n");
         assert_eq!((answer("/v2/health/ready").status, answer("/v2/health/ready").json()), (200, json!({"ready": true})));
         assert_eq!(answer("/v2/health/live").json(), json!({"live": true}));
@@ -84,8 +85,17 @@ mod tests {
     }
 
     #[test]
+    fn a_node_without_a_lease_is_ready_and_says_so_without_being_asked() {
+        let expected = "[+]log ok\n[+]caught-up ok\n[!]lease failed, ready without it: no lease: stable only\nready\n";
+        for path in ["/readyz", "/readyz?verbose"] {
+            let answer = get(Fake { leased: false, ..Fake::default() }, path);
+            assert_eq!((answer.status, answer.body.as_str()), (200, expected), "{path}");
+        }
+    }
+
+    #[test]
     fn a_node_that_is_not_ready_is_503_with_the_reason_and_still_live() {
-        let expected = "[+]log ok\n[-]caught-up failed: behind a majority by 2 slots\nnot ready\n";
+        let expected = "[+]log ok\n[-]caught-up failed: behind a majority by 2 slots\n[+]lease ok\nnot ready\n";
         for path in ["/readyz", "/readyz?verbose"] {
             let answer = get(unready(), path);
             assert_eq!((answer.status, answer.body.as_str()), (503, expected), "{path}");

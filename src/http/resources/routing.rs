@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn routing_has_everything() {
         let answer = get(Fake::default(), "/routing").json();
-        for field in ["node", "slot", "version", "state_hash", "members", "routes", "lease", "open"] {
+        for field in ["node", "slot", "version", "state_hash", "members", "routes", "lease", "fenced", "open"] {
             assert!(answer.get(field).is_some(), "{field} is missing in {answer}");
         }
     }
