@@ -20,9 +20,9 @@ use crate::gateway::Gateway;
 use crate::http::{self, Check, Readiness, Refusal};
 use crate::mesh::Mesh;
 use crate::node::events::Events;
-use crate::node::metrics;
 use crate::node::turns::{LogFigures, Turn};
 use crate::node::view::View;
+use crate::node::{members, metrics};
 use crate::peers::PeersFile;
 
 /// The node as the front sees it.
@@ -141,6 +141,7 @@ impl ControlPlane {
     fn complaints(&self) -> Vec<String> {
         let mut complaints = self.view.load().complaints.clone();
         complaints.extend(self.gateway.models_missing());
+        complaints.extend(members::without_address(&self.view.load().state, &self.peers.load()));
         if self.stopping.load(Ordering::Relaxed) {
             complaints.push("the node is stopping".into());
         }

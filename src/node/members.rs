@@ -7,10 +7,11 @@ use crate::api::{self, LinkWord, MemberView, MembersAction, Role};
 use crate::core::Node;
 use crate::core::ids::{Incarnation, NodeId, Slot};
 use crate::core::io::Proposal;
-use crate::core::state::{Change, Kind, MemberChange};
+use crate::core::state::{Change, Kind, MemberChange, RoutingState};
 use crate::http::Refusal;
 use crate::mesh::LinkStatus;
 use crate::node::control::ControlPlane;
+use crate::peers::PeersFile;
 
 /// How far behind this node's head a learner may be when it is added.
 pub const LEARNER_BEHIND_SLOTS_MAX: Slot = 8;
@@ -46,6 +47,14 @@ fn seen(node: &Node) -> Vec<MemberView> {
     let learners = liveness.linked().chain([node.id()]).filter(|id| !members.contains_key(*id));
     let ids: BTreeSet<_> = members.keys().chain(learners).collect();
     ids.into_iter().map(view).collect()
+}
+
+/// A member that peers.json does not have has lost its link to this node, and its vote is missed here.
+pub fn without_address(state: &RoutingState, file: &PeersFile) -> Vec<String> {
+    let missing = state.members.keys().filter(|member| file.peer(member).is_none());
+    let sentence =
+        |member| format!("{member} is a member and not in peers.json: put it back, or `canary-mesh members remove {member}` first");
+    missing.map(sentence).collect()
 }
 
 /// The newest start that was heard of each node, this one's own included.
@@ -262,6 +271,17 @@ mod tests {
         let mut alone = members(20);
         alone.members.remove(1);
         refused(remove(&alone, "node-a"), 409, "last_member", "node-a is the last member");
+    }
+
+    #[test]
+    fn a_member_that_peers_json_lacks_is_named() {
+        let file = PeersFile::parse(include_str!("../../peers.json")).unwrap();
+        let state = file.genesis_state().unwrap();
+        assert_eq!(without_address(&state, &file), Vec::<String>::new());
+        let mut without = file.clone();
+        without.peers.remove(1);
+        let expected = "node-b is a member and not in peers.json: put it back, or `canary-mesh members remove node-b` first";
+        assert_eq!(without_address(&state, &without), [expected]);
     }
 
     #[test]

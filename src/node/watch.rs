@@ -54,7 +54,8 @@ pub async fn watch(
         match read(&options, &peers.load()) {
             Ok(file) => {
                 let cut: Vec<_> = mesh_config(&options.id, &file).cut.into_iter().collect();
-                events.say(Level::Info, "peers_read", json!({"cut": cut}));
+                let nodes: Vec<_> = file.peers.iter().map(|peer| &peer.id).collect();
+                events.say(Level::Info, "peers_read", json!({"nodes": nodes, "cut": cut}));
                 mesh.configure(mesh_config(&options.id, &file));
                 let settings = core_settings(&file);
                 peers.store(Arc::new(file));

@@ -166,6 +166,21 @@ fn a_node_that_is_removed_while_it_runs_stops_voting_and_says_so_and_may_be_adde
     let listed = run(&mesh, &["members", "list"]);
     assert!(text(&listed).contains("2 members as of slot 3"), "{}", text(&listed));
 
+    // Who is no member may be taken out of peers.json and put in again; a member's address is missed.
+    let with_c = mesh.peers().clone();
+    let mut without_c = with_c.clone();
+    without_c["peers"].as_array_mut().unwrap().pop();
+    let reasons = |mesh: &Mesh| mesh.json(0, "/health")["reasons"].to_string();
+    mesh.write_peers(&without_c);
+    wait_for("node-a has no link to node-c", || mesh.json(0, "/peers")["peers"].as_array().unwrap().len() == 1);
+    assert_eq!(voters(&advance(&mesh, 0, 65.0)), ["node-a", "node-b"]);
+    assert!(!reasons(&mesh).contains("peers.json"), "{}", reasons(&mesh));
+    without_c["peers"].as_array_mut().unwrap().pop();
+    mesh.write_peers(&without_c);
+    wait_for("node-a misses node-b", || reasons(&mesh).contains("node-b is a member and not in peers.json"));
+    mesh.write_peers(&with_c);
+    wait_for("all is as it was", || !reasons(&mesh).contains("peers.json"));
+
     // Its log is whole, so it need not join anew.
     let added = run(&mesh, &["members", "add", "node-c"]);
     assert_eq!(code(&added), 0, "{}", text(&added));
