@@ -6,8 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::core::gate::Verdict;
-use crate::core::ids::{Digest, Incarnation, ModelId, NodeId, RouteName, Slot, StateHash, TxId, UnixMs};
-use crate::core::state::{Kind, RouteStatus, Weights};
+use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, StateHash, TxId, UnixMs};
+use crate::core::state::{Kind, RouteStatus, RoutingState, Weights};
 
 /// Response header: `stable` or `canary`.
 pub const VARIANT_HEADER: &str = "x-canary-variant";
@@ -389,7 +389,7 @@ pub struct PeerView {
     pub incarnation: Option<Incarnation>,
     /// Its last known head.
     pub slot: Option<Slot>,
-    /// Milliseconds since it was last heard directly.
+    /// Milliseconds since a message of its own last came, directly or over a third node.
     pub heard_ms_ago: Option<u64>,
 }
 
@@ -405,6 +405,8 @@ pub enum LinkWord {
     Cut,
     /// The handshake was refused; `reason` says by whom and why.
     Refused,
+    /// Messages flow over a third node; `reason` says over which, and why the direct link is not up.
+    Relayed,
 }
 
 /// `GET /health`.
@@ -464,6 +466,99 @@ pub struct GateView {
     pub verdict: Verdict,
     /// One sentence with the numbers.
     pub reason: String,
+}
+
+/// `GET /members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    /// Who answers.
+    pub node: NodeId,
+    /// Its last decided slot: who is a member is as of it.
+    pub slot: Slot,
+    /// The members, and whoever else is linked, by id.
+    pub members: Vec<MemberView>,
+}
+
+/// One node as seen from here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The node.
+    pub node: NodeId,
+    /// Whether it decides.
+    pub role: Role,
+    /// The disk that it is known by: the one the log admitted or that it was first met with, else the one it is linked with.
+    pub disk_id: Option<DiskId>,
+    /// Heard of, directly or over others, within three beats.
+    pub alive: bool,
+    /// Its last known head.
+    pub slot: Option<Slot>,
+    /// The models of the routing state that it has not loaded: a sentence each.
+    pub models_missing: Vec<String>,
+    /// Its control address, if peers.json has it.
+    pub control: Option<String>,
+    /// Its data address, if peers.json has it.
+    pub data: Option<String>,
+}
+
+/// Whether a node decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It votes.
+    Member,
+    /// It only learns what is decided.
+    Learner,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::Member => "member",
+            Role::Learner => "learner",
+        })
+    }
+}
+
+/// `POST /members`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MembersRequest {
+    /// What to do.
+    pub action: MembersAction,
+    /// With whom.
+    pub node: NodeId,
+    /// Applied at most once, however often it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+}
+
+/// What becomes of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MembersAction {
+    /// It becomes a member.
+    Add,
+    /// It is a member no longer.
+    Remove,
+}
+
+/// `GET /snapshot`: what a node begins with that joins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The mesh.
+    pub mesh: MeshId,
+    /// The hash of slot 0.
+    pub genesis_hash: StateHash,
+    /// The last decided slot.
+    pub slot: Slot,
+    /// The hash of the log with it.
+    pub state_hash: StateHash,
+    /// The state, as the log has it.
+    pub state: RoutingState,
+    /// By which disks the members are known.
+    pub peers: BTreeMap<NodeId, DiskId>,
+    /// The newest start that was heard of each node, member or not. Whoever joins under one of these names begins above it.
+    pub incarnations: BTreeMap<NodeId, Incarnation>,
 }
 
 #[cfg(test)]

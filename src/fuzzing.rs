@@ -212,6 +212,7 @@ mod tests {
             let (said, logs) = conversation(seed);
             for message in &said {
                 packet(&body(message));
+                crate::mesh::fuzz::envelopes(message).iter().for_each(|envelope| packet(envelope));
                 *kinds.entry(kind(message)).or_insert(0) += 1;
             }
             for records in logs {
@@ -222,7 +223,7 @@ mod tests {
     }
 
     fn body(message: &Message) -> Vec<u8> {
-        rmp_serde::to_vec_named(&(1, BTreeMap::from([("message", message)]))).unwrap()
+        rmp_serde::to_vec_named(&(crate::mesh::PROTOCOL_VERSION, BTreeMap::from([("message", message)]))).unwrap()
     }
 
     fn kind(message: &Message) -> String {
@@ -263,10 +264,15 @@ mod tests {
                 }
             }
         }
+        for (n, envelope) in crate::mesh::fuzz::envelopes(&Message::Fetch { from: 7 }).into_iter().enumerate() {
+            write("packet", format!("seed-envelope-{n}"), &envelope);
+            write("frames", format!("seed-envelope-{n}"), &[&(envelope.len() as u32).to_be_bytes()[..], &envelope].concat());
+        }
+        let version = crate::mesh::PROTOCOL_VERSION;
         for (n, packet) in ["welcome", "refused"].into_iter().enumerate() {
             let bytes = match packet {
-                "welcome" => rmp_serde::to_vec_named(&(1, packet)).unwrap(),
-                _ => rmp_serde::to_vec_named(&(1, BTreeMap::from([(packet, BTreeMap::from([("reason", "no")]))]))).unwrap(),
+                "welcome" => rmp_serde::to_vec_named(&(version, packet)).unwrap(),
+                _ => rmp_serde::to_vec_named(&(version, BTreeMap::from([(packet, BTreeMap::from([("reason", "no")]))]))).unwrap(),
             };
             write("packet", format!("seed-{n}"), &bytes);
         }

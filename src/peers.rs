@@ -41,7 +41,7 @@ pub struct PeersFile {
     pub timing: Timing,
     /// Whose votes an `advance` needs.
     pub advance_votes: AdvanceVotes,
-    /// The routes of slot 0, read on the first start only. May be empty afterwards.
+    /// The routes of slot 0, read on a first start without `--join` only. May be empty otherwise.
     pub genesis: BTreeMap<RouteName, GenesisRoute>,
     /// The nodes, in the order of the file. Not empty; ids and addresses are all different.
     pub peers: Vec<Peer>,
@@ -185,12 +185,13 @@ impl PeersFile {
         }
     }
 
-    /// The routing state of slot 0. An error if the file has no `genesis`: it may be left out after the first start only.
+    /// The routing state of slot 0. An error if the file has no `genesis`: it may be left out only after the first start, and where a node joins.
     pub fn genesis_state(&self) -> Result<RoutingState, PeersError> {
         if self.genesis.is_empty() {
             return invalid(
                 "genesis is missing or empty, and a first start needs it; \
-                 add \"genesis\": {\"default\": {\"stable_model_id\": \"<model>\"}}, the same in every node's file",
+                 add \"genesis\": {\"default\": {\"stable_model_id\": \"<model>\"}}, the same in every node's file; \
+                 a node that joins a running mesh starts with --join instead",
             );
         }
         let members = self.peers.iter().map(|peer| peer.id.clone());
@@ -206,21 +207,14 @@ impl PeersFile {
         invalid(format!("there is no peer {id}; the peers are {}", names(self.peers.iter().map(|peer| &peer.id))))
     }
 
-    /// Refuses this file as the successor of `old` in a running node if it differs in more than addresses, `partitions` and `timing`.
+    /// Refuses this file as the successor of `old` in a running node if it has another mesh or genesis. Nodes may come and go: who counts
+    /// is settled by the log.
     pub fn changes_live(&self, old: &PeersFile) -> Result<(), PeersError> {
         if self.mesh != old.mesh {
             return invalid(format!("mesh became {}, and this node runs in {}; a node never changes its mesh", self.mesh, old.mesh));
         }
         if self.genesis != old.genesis {
             return invalid("genesis is read on the first start only; put it back, and change routes by a transaction");
-        }
-        let ids = |file: &PeersFile| -> BTreeSet<NodeId> { file.peers.iter().map(|peer| peer.id.clone()).collect() };
-        let (now, before) = (ids(self), ids(old));
-        if now != before {
-            let (added, gone) = (names(now.difference(&before)), names(before.difference(&now)));
-            return invalid(format!(
-                "the ids in peers changed (new: {added}; gone: {gone}); the members of a mesh cannot change yet: put the ids back"
-            ));
         }
         Ok(())
     }
@@ -531,16 +525,16 @@ mod tests {
     }
 
     #[test]
-    fn a_running_node_takes_new_addresses_partitions_and_timing_and_nothing_else() {
+    fn a_running_node_takes_everything_new_but_another_mesh_and_another_genesis() {
         let old = PeersFile::parse(SHIPPED).unwrap();
-        for live in [with("60002", "60012"), with("50052", "50062"), with("6000 }", "9000 }")] {
+        let more = with("\"peers\": [", r#""peers": [{ "id": "node-d", "control": "127.0.0.1:60004", "data": "127.0.0.1:50054" },"#);
+        for live in [with("60002", "60012"), with("50052", "50062"), with("6000 }", "9000 }"), with("\"node-c\"", "\"node-d\""), more] {
             PeersFile::parse(&live).unwrap().changes_live(&old).unwrap();
         }
         PeersFile::parse(&partitioned(r#"[["node-a"], ["node-b", "node-c"]]"#)).unwrap().changes_live(&old).unwrap();
         for (text, says) in [
             (with("\"demo\"", "\"other\""), "mesh became other, and this node runs in demo"),
             (with("digits-v1", "digits-v2"), "genesis is read on the first start only"),
-            (with("\"node-c\"", "\"node-d\""), "the ids in peers changed (new: node-d; gone: node-c)"),
         ] {
             let refused = PeersFile::parse(&text).unwrap().changes_live(&old).unwrap_err().to_string();
             assert!(refused.contains(says), "{refused}");

@@ -95,6 +95,8 @@ pub enum Command {
     History(HistoryArgs),
     /// Asks about one transaction
     Tx(TxCommand),
+    /// Shows who decides, and changes it
+    Members(MembersArgs),
     /// Reads a node's decision log
     Log(LogCommand),
     /// Reads peers.json
@@ -129,6 +131,10 @@ pub struct ServeArgs {
     /// The folder for the decision log and the events
     #[structopt(long, value_name = "folder", default_value = "logs", parse(from_os_str))]
     pub logs: PathBuf,
+    /// Without a log: joins the mesh that the other nodes of peers.json run, as a learner; `members add` makes it a member. With a log
+    /// it changes nothing
+    #[structopt(long)]
+    pub join: bool,
     /// For drills only: the point at which this process kills itself
     #[structopt(long, value_name = "point")]
     pub fault: Option<Fault>,
@@ -208,6 +214,36 @@ pub enum TxCommand {
         #[structopt(value_name = "txid")]
         txid: TxId,
     },
+}
+
+/// `members`.
+#[derive(Debug, StructOpt)]
+pub struct MembersArgs {
+    /// What to do; without a word, `list`.
+    #[structopt(subcommand)]
+    pub command: Option<MembersCommand>,
+}
+
+/// What to do with the members.
+#[derive(Debug, StructOpt)]
+pub enum MembersCommand {
+    /// Lists the members, and the learners: nodes that are linked and have no vote; this is what `members` alone does
+    List,
+    /// Makes a learner a member, as soon as it has caught up and loaded the models; waits for that up to --timeout
+    Add(MemberArgs),
+    /// Lets a member go: it votes no more and serves stable only; a dead one as soon as its lease has run out, up to --timeout
+    Remove(MemberArgs),
+}
+
+/// `members add` and `members remove`.
+#[derive(Debug, StructOpt)]
+pub struct MemberArgs {
+    /// The node, by its id in peers.json
+    #[structopt(value_name = "node")]
+    pub node: NodeId,
+    /// Your own name for this request: however often it is sent, it is applied once [default: a random one]
+    #[structopt(long, value_name = "key", parse(try_from_str = idempotency_key))]
+    pub idempotency_key: Option<String>,
 }
 
 /// `log`.
@@ -300,6 +336,9 @@ pub struct SimArgs {
     /// Without these parts of a seed's surroundings, as a minimised failure names them
     #[structopt(long, value_name = "part", use_delimiter = true)]
     pub off: Vec<Knob>,
+    /// Each seed cuts one node off, in rough weather and with clocks that differ, and says when it last served a canary
+    #[structopt(long, conflicts_with = "mutants")]
+    pub cuts: bool,
     /// Makes each of the known mistakes (src/core/mutant.rs) on purpose, and says after how many seeds it was caught, and by what
     #[structopt(long, conflicts_with_all = &["keep", "off"])]
     pub mutants: bool,
@@ -408,7 +447,8 @@ mod tests {
 
     #[test]
     fn serve_reads_its_places_and_has_defaults() {
-        let Command::Serve(args) = parsed("canary-mesh serve --id node-a --logs /l --fault kill-before-vote --log-level debug").command
+        let Command::Serve(args) =
+            parsed("canary-mesh serve --id node-a --logs /l --join --fault kill-before-vote --log-level debug").command
         else {
             panic!("not serve");
         };
@@ -417,6 +457,7 @@ mod tests {
             peers: "peers.json".into(),
             models: "models".into(),
             logs: "/l".into(),
+            join: true,
             fault: Some(Fault::BeforeVote),
             log_level: log::LevelFilter::Debug,
         };
@@ -454,6 +495,9 @@ mod tests {
             "canary-mesh load --file f --path predict",
             "canary-mesh load --file f --count -1",
             "canary-mesh tx show seven",
+            "canary-mesh members add",
+            "canary-mesh members remove a/b",
+            "canary-mesh members replace node-a",
             "canary-mesh serve",
             "canary-mesh serve --id a/b",
             "canary-mesh completions csh",

@@ -1,61 +1,15 @@
 //! Where nodes are asked: data addresses, as typed or as known from peers.json.
 
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
 use crate::cli::{Failure, Surroundings};
-use crate::core::ids::NodeId;
+pub use crate::http::client::{Endpoint, Target};
 use crate::peers::PeersFile;
 
 /// Asked when nothing else is known: the addresses of the peers.json that comes with the project.
 pub const ENDPOINTS_DEFAULT: [&str; 3] = ["127.0.0.1:50051", "127.0.0.1:50052", "127.0.0.1:50053"];
 /// Looked for in the present folder.
 const PEERS_FILE: &str = "peers.json";
-
-/// A node's data address: `host:port`.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Endpoint(String);
-
-impl Endpoint {
-    /// `host:port`, as the sockets and the Host header want it.
-    pub fn authority(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.starts_with("https://") {
-            return Err(format!("{text:?} asks for TLS, which the nodes do not speak; write http:// or just host:port"));
-        }
-        let address = text.strip_prefix("http://").unwrap_or(text);
-        let address = address.strip_suffix('/').unwrap_or(address);
-        let wrong = || format!("{text:?} is not a node's data address, such as 127.0.0.1:50051 or http://127.0.0.1:50051");
-        let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
-        let host_fits = !host.is_empty() && host.parse::<http::uri::Authority>().is_ok() && !host.contains('@');
-        match port.parse::<u16>() {
-            Ok(1..) if host_fits => Ok(Endpoint(address.to_owned())),
-            _ => Err(wrong()),
-        }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-/// A node to ask.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its id, where peers.json told it.
-    pub node: Option<NodeId>,
-    /// Where it is.
-    pub endpoint: Endpoint,
-}
 
 /// The nodes to ask, each once: those typed, else those of the environment, else those of ./peers.json, else the default ones.
 pub fn targets(typed: &[Endpoint], around: &Surroundings) -> Result<Vec<Target>, Failure> {
@@ -97,17 +51,6 @@ mod tests {
         let typed: Vec<Endpoint> = typed.iter().map(|text| text.parse().unwrap()).collect();
         let show = |target: Target| format!("{}@{}", target.node.map(|n| n.to_string()).unwrap_or_default(), target.endpoint);
         targets(&typed, around).map(|targets| targets.into_iter().map(show).collect())
-    }
-
-    #[test]
-    fn an_address_is_host_and_port_with_or_without_http() {
-        for text in ["127.0.0.1:50051", "http://127.0.0.1:50051", "http://127.0.0.1:50051/"] {
-            assert_eq!(text.parse::<Endpoint>().unwrap().authority(), "127.0.0.1:50051");
-        }
-        assert_eq!("[::1]:80".parse::<Endpoint>().unwrap().authority(), "[::1]:80");
-        for wrong in ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:70000", ":80", "http://a:80/x", "https://a:80", "a b:80", "u@a:80"] {
-            assert!(wrong.parse::<Endpoint>().is_err(), "{wrong}");
-        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use structopt::StructOpt;
 use structopt::clap::ErrorKind;
 
 use crate::api::ErrorBody;
-use crate::cli::args::{BenchCommand, Cli, Command, Format, LogCommand, PeersCommand, TxCommand};
+use crate::cli::args::{BenchCommand, Cli, Command, Format, LogCommand, MembersArgs, MembersCommand, PeersCommand, TxCommand};
 use crate::cli::client::Mesh;
 use crate::cli::output::Console;
 
@@ -27,6 +27,7 @@ mod interrupt;
 mod latency;
 mod load;
 mod log;
+mod members;
 mod output;
 mod peers;
 mod propose;
@@ -36,7 +37,7 @@ mod serve;
 mod sim;
 mod status;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tx;
 
 /// How a command ended.
@@ -158,6 +159,15 @@ pub fn run(argv: impl IntoIterator<Item = OsString>, around: &Surroundings, out:
         Command::Rollback(args) => task::block_on(async { rollback::run(args, mesh()?, around, &mut console).await }),
         Command::History(args) => task::block_on(async { history::run(&args, mesh()?, &mut console).await }),
         Command::Tx(TxCommand::Show { txid }) => task::block_on(async { tx::show(&txid, mesh()?, &mut console).await }),
+        Command::Members(MembersArgs { command: None | Some(MembersCommand::List) }) => {
+            task::block_on(async { members::list(mesh()?, &mut console).await })
+        }
+        Command::Members(MembersArgs { command: Some(MembersCommand::Add(args)) }) => {
+            task::block_on(async { members::add(args, mesh()?, &mut console).await })
+        }
+        Command::Members(MembersArgs { command: Some(MembersCommand::Remove(args)) }) => {
+            task::block_on(async { members::remove(args, mesh()?, &mut console).await })
+        }
         Command::Log(LogCommand::Dump { file }) => log::dump(&file, &mut console),
         Command::Log(LogCommand::Verify { file }) => log::verify(&file, &mut console),
         Command::Peers(PeersCommand::Check { file, id }) => peers::check(&file, id.as_ref(), &mut console),

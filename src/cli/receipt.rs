@@ -34,11 +34,16 @@ pub async fn submit(
     goal: &str,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let mut receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    let receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    Ok(conclude(client, receipt, key, goal, console).await)
+}
+
+/// Waits a moment until the live members have applied what was committed, and prints the receipt.
+pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
     if receipt.outcome == Outcome::Committed {
         follow(client, &mut receipt).await;
     }
-    Ok(tell(&receipt, &client.target.endpoint, key, goal, console))
+    tell(&receipt, &client.target.endpoint, key, goal, console)
 }
 
 /// Prints the receipt of a change that was just sent there, and what to do about an outcome that is not settled.

@@ -268,7 +268,9 @@ fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
         row.extend(std::iter::repeat_with(|| Field::maybe(None::<&str>)).take(8));
         return row;
     };
+    let learner = report.node.as_ref().is_some_and(|node| !seen.members.contains(node));
     let state = match (seen.health, seen.ready) {
+        _ if learner => Field::text("learner").toned(Tone::Doubt),
         (HealthWord::Ok, true) => Field::text("ready").toned(Tone::Good),
         (HealthWord::Ok, false) => Field::text("not ready").toned(Tone::Doubt),
         (HealthWord::Degraded, true) => Field::text("degraded").toned(Tone::Doubt),
@@ -317,6 +319,7 @@ fn links_field(links: &[PeerView]) -> Field {
         (LinkWord::Cut, _) => Some(format!("{} cut", peer.node)),
         (LinkWord::Refused, None) => Some(format!("{} refused", peer.node)),
         (LinkWord::Refused, Some(reason)) => Some(format!("{} refused: {reason}", peer.node)),
+        (LinkWord::Relayed, reason) => Some(format!("{} relayed {}", peer.node, reason.as_deref().unwrap_or_default())),
     };
     let others: Vec<String> = links.iter().filter_map(word).collect();
     let up = links.len() - others.len();
@@ -397,14 +400,29 @@ mod tests {
     fn a_degraded_node_and_one_that_is_not_ready_are_not_well() {
         let [a, b, c] = three(|story| match story.node {
             "node-a" => (story.degraded, story.links) = (Some("no lease"), ["down", "cut"]),
-            "node-b" => story.ready = false,
+            "node-b" => (story.ready, story.links) = (false, ["up", "relayed"]),
             _ => {}
         });
         let shown = status(&[&a, &b, &c], "");
         assert_eq!(shown.exit, Exit::Unhealthy);
-        for said in ["node-a is degraded: no lease", "node-b is not ready", "0/2 up, node-b down, node-c cut", "2 problems"] {
+        for said in [
+            "node-a is degraded: no lease",
+            "node-b is not ready",
+            "0/2 up, node-b down, node-c cut",
+            "1/2 up, node-c relayed",
+            "2 problems",
+        ] {
             assert!(shown.out.contains(said), "{said:?} in {}", shown.out);
         }
+    }
+
+    #[test]
+    fn a_node_that_is_not_a_member_is_shown_as_a_learner() {
+        let learner = story("node-d").start();
+        let [a, b, c] = three(|_| {});
+        let shown = status(&[&a, &b, &c, &learner], "");
+        let states: Vec<_> = shown.out.lines().skip(1).take(4).map(|line| line.split_whitespace().nth(2).unwrap()).collect();
+        assert_eq!(states, ["ready", "ready", "ready", "learner"], "{}", shown.out);
     }
 
     #[test]

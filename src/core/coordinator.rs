@@ -477,11 +477,12 @@ impl Node {
         }
     }
 
-    /// A majority has accepted: the value is the slot's, for ever.
+    /// A majority has accepted: the value is the slot's, for ever. Whoever is linked and no member is told, too: a learner is to be close
+    /// behind when it is added, and a member that has been removed is to stop at once.
     pub(super) fn chosen(&mut self, value: &Value) {
         let decision = self.durable.decision_of(value);
         if self.decide(decision.clone()) {
-            for other in self.others().cloned().collect::<Vec<_>>() {
+            for other in self.others().chain(self.liveness.linked()).cloned().collect::<BTreeSet<_>>() {
                 self.send(&other, Message::Decision { decision: decision.clone() }, After::Nothing);
             }
             self.next_proposal();

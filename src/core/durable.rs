@@ -622,6 +622,29 @@ mod tests {
     }
 
     #[test]
+    fn a_node_joins_where_another_is_and_knows_the_members_by_the_same_disks() {
+        let mut giver = with_history(5);
+        let [b, d] = ["b", "d"].map(|id| NodeId::new(id).unwrap());
+        giver.apply(0, Record::Peer { node: b.clone(), disk_id: DiskId([2; 8]) }).unwrap();
+        giver.apply(0, Record::Promise { slot: 6, ballot: ballot(9) }).unwrap();
+        let Head { slot, state_hash, .. } = giver.head();
+        let snapshot = Snapshot { slot, state_hash, state: giver.state().clone(), ..giver.snapshot() };
+        let mesh = MeshId::new("m").unwrap();
+        let records = Durable::joining(&mesh, &d, DiskId([4; 8]), JOINED_INCARNATION_MIN, snapshot);
+        let mut joined = Durable::replay(records).unwrap();
+        assert_eq!((joined.head(), joined.state(), joined.genesis_hash()), (giver.head(), giver.state(), giver.genesis_hash()));
+        assert_eq!(joined.pinned_disk(&b), Some(DiskId([2; 8])));
+        assert_eq!((joined.node(), joined.disk_id(), joined.is_admitted()), (&d, DiskId([4; 8]), false));
+        assert_eq!(joined.open(), &OpenSlot::default(), "another node's promises are not its own");
+        let next = commit(&giver, tx(9, 900));
+        joined.apply(0, next.clone()).unwrap();
+        giver.apply(0, next).unwrap();
+        assert_eq!(joined.head(), giver.head());
+        let boot = Record::Boot { mesh, node: d, incarnation: JOINED_INCARNATION_MIN + 1, disk_id: DiskId([4; 8]) };
+        joined.apply(0, boot).unwrap();
+    }
+
+    #[test]
     fn compacting_changes_nothing_but_what_is_kept() {
         let mut durable = with_history(6_000);
         durable.apply(0, Record::Prepared { slot: 6_001, ballot: ballot(3), tx: tx(9_000, 7) }).unwrap();

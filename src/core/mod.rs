@@ -28,6 +28,7 @@ pub mod mutant;
 mod participant;
 pub mod record;
 mod resolver;
+pub mod routes;
 pub mod state;
 #[cfg(test)]
 mod transcripts;
@@ -337,7 +338,9 @@ impl Node {
 
     fn not_this_disk(&self, peer: &NodeId, disk_id: DiskId, pinned: DiskId) -> String {
         format!(
-            "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes and may not return under its old name",
+            "{peer} comes with disk {disk_id}, but {} knows it by disk {pinned}: a node that lost its log has lost its votes. \
+             Remove it (`canary-mesh members remove {peer}`), start it with `serve --join` and no log, and add it \
+             (`canary-mesh members add {peer}`)",
             self.id()
         )
     }

@@ -53,7 +53,7 @@ impl Node {
                 && self.durable.first_disk(node) != Some(*disk_id);
             if begun_again && node != id {
                 return Vote::no(format!(
-                    "the log of {node} was not begun to join a mesh, and could name transactions that are named already: move it away, and start {node} with --join"
+                    "the log of {node} was not begun to join a mesh, and could name transactions that are named already: move it away, and start {node} with `serve --join`"
                 ));
             }
             let (head, own) = (self.liveness.head_slot(node), self.durable.head().slot);
@@ -176,7 +176,9 @@ impl Node {
             return Some(format!("{id} holds another history ({reason}) and votes no more"));
         }
         if !self.durable.state().members.contains_key(id) {
-            return Some(format!("{id} is not a member"));
+            return Some(format!(
+                "{id} is not a member: it learns what is decided, serves stable only and has no vote; `canary-mesh members add {id}` makes it one"
+            ));
         }
         if !self.durable.is_admitted() {
             let missing: Vec<_> = self.others().filter(|other| !self.pinned_by.contains(other)).map(|other| other.to_string()).collect();

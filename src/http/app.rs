@@ -10,7 +10,7 @@ use tide::http::headers::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use tide::{Body, Endpoint, Middleware, Next, Request, Response, StatusCode};
 
 use super::request_id::{self, REQUEST_ID_HEADER};
-use super::resources::{health, history, index, metrics, openapi, peers, rollouts, routing, transactions};
+use super::resources::{health, history, index, members, metrics, openapi, peers, rollouts, routing, transactions};
 use super::{Control, Counters, Refusal};
 
 /// What the caller of a request is told whose handler panicked.
@@ -51,6 +51,9 @@ pub(super) fn routes(control: Arc<dyn Control>, counters: Arc<Counters>) -> Rout
         .get("/v2/health/ready", health::v2_ready)
         .get("/metrics", metrics::exposition)
         .get("/peers", peers::list)
+        .get("/members", members::list)
+        .post("/members", members::change)
+        .get("/snapshot", members::snapshot)
         .get("/history", history::list)
         .post("/transactions", transactions::propose)
         .get("/transactions/:txid", transactions::show)
@@ -178,6 +181,7 @@ mod tests {
             (Method::Get, "/transactions", "POST"),
             (Method::Delete, "/transactions/node-a-1-1", "GET, HEAD"),
             (Method::Put, "/", "GET, HEAD"),
+            (Method::Delete, "/members", "GET, HEAD, POST"),
         ] {
             let answer = answer(method, path);
             assert_eq!((answer.status, answer.header("allow")), (405, Some(allow)), "{method} {path}");

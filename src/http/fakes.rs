@@ -11,9 +11,9 @@ use tide::http::{Method, Url};
 
 use super::*;
 use crate::api::*;
-use crate::core::gate::Verdict;
-use crate::core::ids::{Digest, ModelId, NodeId, StateHash};
-use crate::core::state::{Kind, RouteStatus};
+use crate::core::gate::{GateLimits, Verdict};
+use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, StateHash};
+use crate::core::state::{Kind, RouteStatus, RoutingState};
 
 /// A control plane.
 #[derive(Clone)]
@@ -54,6 +54,22 @@ pub(crate) fn receipt(outcome: Outcome, error_code: Option<&str>) -> Receipt {
         waiting: vec![node("node-b"), node("node-c")],
         leases_end_in_ms: Some(5_800),
         elapsed_ms: Some(1.5),
+    }
+}
+
+/// What a node that joins would begin with.
+pub(crate) fn snapshot() -> Snapshot {
+    let mesh = MeshId::new("demo").unwrap();
+    let routes = [(RouteName::new("default").unwrap(), (model("digits-v1"), GateLimits::default()))];
+    let state = RoutingState::genesis(&mesh, [node("node-a")], routes.into());
+    Snapshot {
+        mesh,
+        genesis_hash: StateHash([1; 32]),
+        slot: 17,
+        state_hash: StateHash([2; 32]),
+        state,
+        peers: [(node("node-a"), DiskId([1; 8]))].into(),
+        incarnations: [(node("node-a"), 2)].into(),
     }
 }
 
@@ -156,6 +172,41 @@ impl Control for Fake {
     fn rollback(&self, request: RollbackRequest) -> BoxFuture<'_, Result<Receipt, Refusal>> {
         self.asked.lock().unwrap().push(format!("rollback {request:?}"));
         ready(self.receipt.clone()).boxed()
+    }
+
+    fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>> {
+        let member = MemberView {
+            node: node("node-a"),
+            role: Role::Member,
+            disk_id: Some(DiskId([1; 8])),
+            alive: true,
+            slot: Some(17),
+            models_missing: Vec::new(),
+            control: Some("127.0.0.1:60001".into()),
+            data: Some("127.0.0.1:50051".into()),
+        };
+        let missing = vec!["route default, stable: model digits-v1 is being loaded".into()];
+        let learner = MemberView {
+            node: node("node-d"),
+            role: Role::Learner,
+            disk_id: None,
+            alive: false,
+            slot: None,
+            models_missing: missing,
+            control: None,
+            data: None,
+        };
+        ready(Ok(Members { node: node("node-a"), slot: 17, members: vec![member, learner] })).boxed()
+    }
+
+    fn change_members(&self, request: MembersRequest) -> BoxFuture<'_, Result<Receipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("members {request:?}"));
+        ready(self.receipt.clone()).boxed()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, Refusal>> {
+        let behind = || Refusal::new(503, "not_ready", "behind a majority by 2 slots");
+        ready(self.ready.then(snapshot).ok_or_else(behind)).boxed()
     }
 
     fn metrics(&self) -> Vec<Metric> {

@@ -14,10 +14,11 @@
 mod app;
 mod body;
 mod bridge;
+pub mod client;
 mod connection;
 mod counters;
 #[cfg(test)]
-mod fakes;
+pub(crate) mod fakes;
 mod framing;
 mod front;
 #[cfg(any(test, fuzzing))]
@@ -63,6 +64,12 @@ pub trait Control: Send + Sync + 'static {
     fn propose(&self, request: api::TransactionRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
     /// Coordinates a `reduce` that takes canaries back.
     fn rollback(&self, request: api::RollbackRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
+    /// `GET /members`.
+    fn members(&self) -> BoxFuture<'_, Result<api::Members, Refusal>>;
+    /// Coordinates a `config` that adds or removes a member.
+    fn change_members(&self, request: api::MembersRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
+    /// What a node begins with that joins.
+    fn snapshot(&self) -> BoxFuture<'_, Result<api::Snapshot, Refusal>>;
     /// The node's numbers for `GET /metrics`; the front adds its own, which begin with `canary_mesh_http_`.
     fn metrics(&self) -> Vec<Metric>;
 }

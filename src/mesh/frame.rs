@@ -2,23 +2,30 @@
 //!
 //! The length is checked before anything is allocated, and the version before anything is decoded.
 
+use std::fmt;
 use std::io;
 
 use futures::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::core::ids::{Incarnation, NodeId};
 use crate::core::message::Message;
+use crate::core::routes::{Neighbour, Start};
 use crate::mesh::handshake::Hello;
 
 /// Largest frame, in bytes, without its length field.
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
+/// What an envelope for a third node takes around a message's frame, in bytes.
+const ENVELOPE_BYTES_MAX: usize = 256;
+/// Largest frame of a message, in bytes, without its length field: it fits an envelope, so that no message depends on a direct link.
+pub const MESSAGE_BYTES_MAX: usize = FRAME_BYTES_MAX - ENVELOPE_BYTES_MAX;
 /// Largest frame before the peer is known, in bytes. A longest possible hello is below 1 KiB.
 pub const HANDSHAKE_FRAME_BYTES_MAX: usize = 4 * 1024;
 /// The length field, in bytes.
 pub(super) const LENGTH_BYTES: usize = 4;
 /// The version of everything that is sent. In every frame; nodes of different versions do not talk. At most 127: one byte of MessagePack.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 /// How deeply a message may be nested. Ours need fewer than 20 levels.
 const DEPTH_MAX: usize = 64;
 /// Characters kept of a reason that the other end had a hand in.
@@ -36,8 +43,59 @@ pub(super) enum Packet<M> {
     Welcome,
     /// Last from either end: why this connection is closed and another try will fail alike.
     Refused { reason: String },
+    /// Which direct links the sender has from now on, and which no more. First on a connection, all it has, if it has any.
+    Links { up: Vec<Neighbour>, down: Vec<NodeId> },
+    /// To a node with links to both: pass this on to that start of the process of `to`.
+    Relay { to: NodeId, incarnation: Incarnation, body: Body },
+    /// From it: this came over the link with that start of the process of `from`. Not passed on any further.
+    Relayed { from: NodeId, start: Start, body: Body },
     /// All the rest.
     Message(M),
+}
+
+/// The body of a message's frame, as it is passed on: unread.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Body(pub Vec<u8>);
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.0.len())
+    }
+}
+
+impl Serialize for Body {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Body {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Body, D::Error> {
+        struct Bytes;
+        impl Visitor<'_> for Bytes {
+            type Value = Body;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("bytes")
+            }
+            fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Body, E> {
+                Ok(Body(bytes.to_vec()))
+            }
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Body, E> {
+                Ok(Body(bytes))
+            }
+        }
+        deserializer.deserialize_byte_buf(Bytes)
+    }
+}
+
+impl Body {
+    /// The message in it.
+    pub fn message(&self) -> Result<Message, FrameError> {
+        match decode(&self.0)? {
+            Packet::Message(message) => Ok(message),
+            _ => Err(FrameError::Malformed("an envelope without a message in it".to_owned())),
+        }
+    }
 }
 
 /// A frame that could not be read or written.
@@ -77,8 +135,9 @@ pub(super) fn encode(packet: &Packet<&Message>) -> Result<Vec<u8>, FrameError> {
     let encoded = rmp_serde::encode::write_named(&mut frame, &(PROTOCOL_VERSION, packet));
     encoded.map_err(|error| FrameError::Malformed(error.to_string()))?;
     let bytes = frame.len().saturating_sub(LENGTH_BYTES);
-    let length = u32::try_from(bytes).ok().filter(|_| bytes <= FRAME_BYTES_MAX);
-    let length = length.ok_or(FrameError::TooLarge { bytes, bytes_max: FRAME_BYTES_MAX })?;
+    let bytes_max = if matches!(packet, Packet::Message(_)) { MESSAGE_BYTES_MAX } else { FRAME_BYTES_MAX };
+    let length = u32::try_from(bytes).ok().filter(|_| bytes <= bytes_max);
+    let length = length.ok_or(FrameError::TooLarge { bytes, bytes_max })?;
     if let Some(field) = frame.first_chunk_mut() {
         *field = length.to_be_bytes();
     }
@@ -199,14 +258,40 @@ mod tests {
     fn a_message_over_the_limit_is_not_sent() {
         let message = |bytes| Message::PrepareResp {
             slot: 1,
-            ballot: crate::core::ballot::Ballot { round: 1, node: crate::core::ids::NodeId::new("a").unwrap(), incarnation: 1 },
+            ballot: crate::core::ballot::Ballot { round: 1, node: NodeId::new("a").unwrap(), incarnation: 1 },
             answer: crate::core::message::PrepareAnswer::NotReady { reason: "x".repeat(bytes) },
         };
         let around = encode(&Packet::Message(&message(100_000))).unwrap().len() - LENGTH_BYTES - 100_000;
-        let largest = encode(&Packet::Message(&message(FRAME_BYTES_MAX - around))).unwrap();
-        assert_eq!(largest.len(), LENGTH_BYTES + FRAME_BYTES_MAX);
-        let over = encode(&Packet::Message(&message(FRAME_BYTES_MAX - around + 1)));
-        assert!(matches!(over, Err(FrameError::TooLarge { bytes, .. }) if bytes == FRAME_BYTES_MAX + 1));
+        let largest = encode(&Packet::Message(&message(MESSAGE_BYTES_MAX - around))).unwrap();
+        assert_eq!(largest.len(), LENGTH_BYTES + MESSAGE_BYTES_MAX);
+        let over = encode(&Packet::Message(&message(MESSAGE_BYTES_MAX - around + 1)));
+        assert!(matches!(over, Err(FrameError::TooLarge { bytes, .. }) if bytes == MESSAGE_BYTES_MAX + 1));
+    }
+
+    #[test]
+    fn an_envelope_holds_the_largest_message_between_the_longest_names() {
+        let body = Body(vec![7; MESSAGE_BYTES_MAX]);
+        let node = NodeId::new("n".repeat(crate::core::ids::NAME_BYTES_MAX)).unwrap();
+        let start = Start { incarnation: u64::MAX, disk_id: crate::core::ids::DiskId([0xff; 8]) };
+        let to = encode(&Packet::Relay { to: node.clone(), incarnation: u64::MAX, body: body.clone() }).unwrap();
+        let from = encode(&Packet::Relayed { from: node, start, body: body.clone() }).unwrap();
+        assert_eq!(
+            decode(&to[LENGTH_BYTES..]).unwrap(),
+            Packet::Relay { to: NodeId::new("n".repeat(64)).unwrap(), incarnation: u64::MAX, body }
+        );
+        assert!(matches!(decode(&from[LENGTH_BYTES..]), Ok(Packet::Relayed { .. })));
+    }
+
+    #[test]
+    fn an_envelope_holds_a_message_and_nothing_else() {
+        let body = |packet: &Packet<&Message>| Body(encode(packet).unwrap().split_off(LENGTH_BYTES));
+        let inner = body(&Packet::Message(&fetch()));
+        assert_eq!(inner.message().unwrap(), fetch());
+        let nested = body(&Packet::Relay { to: NodeId::new("c").unwrap(), incarnation: 1, body: inner });
+        assert_eq!(nested.message().unwrap_err().to_string(), "not a message of this protocol: an envelope without a message in it");
+        for bytes in [&[][..], &[0x92, 9, 0xc0], &[0x92, PROTOCOL_VERSION, 0xc1]] {
+            assert!(Body(bytes.to_vec()).message().is_err(), "{bytes:?}");
+        }
     }
 
     #[test]
@@ -220,7 +305,7 @@ mod tests {
     #[test]
     fn another_version_is_named_before_anything_is_decoded() {
         let refused = decode(&[0x92, 9, 0xc1]).unwrap_err();
-        assert_eq!(refused.to_string(), "protocol version 9 there and 1 here: run the same release on both");
+        assert_eq!(refused.to_string(), "protocol version 9 there and 2 here: run the same release on both");
     }
 
     #[test]

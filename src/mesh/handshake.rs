@@ -59,7 +59,8 @@ pub(super) enum Refusal {
     #[error("{theirs} belongs to mesh {their_mesh}, {ours} to mesh {our_mesh}: check the addresses and \"mesh\" in both peers.json")]
     WrongMesh { theirs: NodeId, their_mesh: MeshId, ours: NodeId, our_mesh: MeshId },
     #[error(
-        "the two meshes began differently: {theirs} with {}, {ours} with {}; the first start of both needs the same genesis and peers",
+        "the two meshes began differently: {theirs} with {}, {ours} with {}; the first start of both needs the same genesis and peers, \
+         and a node that comes later, or has lost its log, starts with `serve --join` and no log",
         their_genesis.short(),
         our_genesis.short()
     )]

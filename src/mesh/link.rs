@@ -179,6 +179,19 @@ impl Link {
         }
     }
 
+    /// Sends a frame for another node, unless so much waits that this node's own need the room: what it passes on must not cost it the
+    /// link. False if not.
+    pub fn forward(&self, frame: Arc<[u8]>) -> bool {
+        let room = {
+            let out = self.out();
+            out.end.is_none() && out.frames.len() < QUEUE_MESSAGES_MAX / 2 && out.bytes + frame.len() <= QUEUE_BYTES_MAX / 2
+        };
+        if room {
+            self.send(frame);
+        }
+        room
+    }
+
     /// Ends the link. The first reason counts.
     pub fn end(&self, end: End) {
         self.end_locked(&mut self.out(), end);
@@ -261,15 +274,15 @@ impl Link {
         }
     }
 
-    /// The message in a frame's body, or the end that it makes.
-    pub fn unpack(&self, body: &[u8]) -> Result<Message, End> {
+    /// The packet in a frame's body, or the end that it makes.
+    pub fn unpack(&self, body: &[u8]) -> Result<Packet<Message>, End> {
         add(&self.counters.bytes_received, body.len() + LENGTH_BYTES);
         match frame::decode(body) {
-            Ok(Packet::Message(message)) => Ok(message),
             Ok(Packet::Refused { reason }) => {
                 Err(End::refused(format!("{} refused this node: {}", self.socket.address, frame::brief(&reason))))
             }
             Ok(Packet::Hello(_) | Packet::Welcome) => Err(End::broken(format!("{}: a message out of turn", self.socket.address))),
+            Ok(packet) => Ok(packet),
             Err(error) => Err(self.failed(&error)),
         }
     }

@@ -4,6 +4,9 @@
 //! (`link.rs`) carries frames (`frame.rs`), and one thread, the caller's, reads them all (`reader.rs`). Each peer has one task (`peer.rs`) that runs its
 //! links one after the other, so the events of a peer are in order: `LinkUp`, its messages in the order they were sent and each at most
 //! once, `LinkDown`, and so on.
+//!
+//! Where the direct link is down and a third node has links with both, messages go over that one (`relay.rs`): one hop, and to those above a
+//! link like any other, but that messages may overtake each other when a better way takes its place.
 
 mod dial;
 mod frame;
@@ -14,6 +17,7 @@ mod link;
 mod listen;
 mod peer;
 mod reader;
+mod relay;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -29,7 +33,7 @@ use async_std::channel::{Sender, bounded};
 use async_std::task::{self, JoinHandle};
 
 pub use self::dial::{BACKOFF_MS_BASE, BACKOFF_MS_MAX, CONNECT_MS_MAX, REFUSED_RETRY_MS};
-pub use self::frame::{FRAME_BYTES_MAX, FrameError, HANDSHAKE_FRAME_BYTES_MAX, PROTOCOL_VERSION};
+pub use self::frame::{FRAME_BYTES_MAX, FrameError, HANDSHAKE_FRAME_BYTES_MAX, MESSAGE_BYTES_MAX, PROTOCOL_VERSION};
 pub use self::handshake::{HANDSHAKE_MS_MAX, Identity};
 pub use self::link::{QUEUE_BYTES_MAX, QUEUE_MESSAGES_MAX};
 pub use self::listen::UNAUTHENTICATED_MAX;
@@ -43,6 +47,7 @@ pub(crate) use crate::mesh::frame::read_value;
 use crate::mesh::link::Counters;
 use crate::mesh::peer::{Peer, Standing};
 use crate::mesh::reader::Reader;
+use crate::mesh::relay::Relays;
 
 /// Where a peer listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +73,7 @@ pub struct MeshConfig {
 #[expect(clippy::large_enum_variant, reason = "nearly every event is a message: boxing it would save nothing and cost an allocation")]
 #[derive(Clone, Debug, PartialEq)]
 pub enum MeshEvent {
-    /// A link is up. Alternates with `LinkDown` for each peer.
+    /// A link is up, direct or over a third node. Alternates with `LinkDown` for each peer.
     LinkUp {
         /// The peer.
         peer: NodeId,
@@ -77,7 +82,7 @@ pub enum MeshEvent {
         /// The disk of its log.
         disk_id: DiskId,
     },
-    /// The link is gone. What was sent and not yet received is lost.
+    /// The link is gone. What was sent and not yet received is lost. There may be another one at once, over a third node.
     LinkDown {
         /// The peer.
         peer: NodeId,
@@ -95,6 +100,13 @@ pub enum MeshEvent {
         /// The message.
         message: Message,
     },
+    /// Messages to a peer whose link is up go another way from now on.
+    Rerouted {
+        /// The peer.
+        peer: NodeId,
+        /// Over this node; directly, if `None`.
+        over: Option<NodeId>,
+    },
     /// A connection came to nothing: one end refused the other, or it sent garbage, or too little too slowly. For the log.
     Refused {
         /// Who the other end said it is, or who was dialled.
@@ -110,7 +122,7 @@ pub struct Frame(Arc<[u8]>);
 
 impl Frame {
     /// # Errors
-    /// The message is over [`FRAME_BYTES_MAX`]: it can never be sent.
+    /// The message is over [`MESSAGE_BYTES_MAX`]: it can never be sent.
     pub fn new(message: &Message) -> Result<Frame, FrameError> {
         Ok(Frame(frame::encode(&Packet::Message(message))?.into()))
     }
@@ -164,6 +176,7 @@ struct Shared {
     identity: Arc<Identity>,
     events: Sender<MeshEvent>,
     reader: Arc<Reader>,
+    relays: Arc<Relays>,
     /// Everybody who was ever in peers.json: the one task of a peer is kept even when the peer is taken out and put in again.
     peers: RwLock<BTreeMap<NodeId, Arc<Peer>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -185,9 +198,11 @@ impl Mesh {
     pub fn start(identity: Identity, listener: TcpListener, config: MeshConfig) -> io::Result<(Mesh, Inbox)> {
         let listener = Async::new(listener)?;
         let (events, told) = bounded(TOLD_MAX);
-        let inbox = Inbox::new(told)?;
+        let relays = Arc::new(Relays::new(identity.node.clone()));
+        let inbox = Inbox::new(told, relays.clone())?;
         let (identity, reader) = (Arc::new(identity), inbox.reader());
-        let mesh = Mesh { shared: Arc::new(Shared { identity, events, reader, peers: RwLock::default(), tasks: Mutex::default() }) };
+        let (peers, tasks) = (RwLock::default(), Mutex::default());
+        let mesh = Mesh { shared: Arc::new(Shared { identity, events, reader, relays, peers, tasks }) };
         mesh.configure(config);
         mesh.shared.tasks().push(task::spawn(listen::listen(mesh.shared.clone(), listener)));
         Ok((mesh, inbox))
@@ -196,8 +211,18 @@ impl Mesh {
     /// Sends to a peer if its link is up, from any thread, without waiting. A peer too slow for it loses its link. That a link is
     /// down, or ends, is not an error but an event.
     pub fn send(&self, to: &NodeId, frame: &Frame) {
-        if let Some(link) = self.shared.peer(to).and_then(|peer| peer.link()) {
-            link.send(frame.0.clone());
+        match self.shared.peer(to).and_then(|peer| peer.link()) {
+            Some(link) => link.send(frame.0.clone()),
+            None => self.send_over(to, frame),
+        }
+    }
+
+    /// Sends to a peer over the node that has links with both, if there is one.
+    fn send_over(&self, to: &NodeId, frame: &Frame) {
+        let Some((neighbour, incarnation)) = self.shared.relays.over(to) else { return };
+        let link = self.shared.peer(&neighbour).and_then(|neighbour| neighbour.link());
+        if let Some((link, envelope)) = link.zip(relay::envelope(to, incarnation, frame)) {
+            link.send(envelope);
         }
     }
 
@@ -205,7 +230,11 @@ impl Mesh {
     pub fn configure(&self, config: MeshConfig) {
         let MeshConfig { peers: listed, cut, silence_ms_max } = config;
         let listed = listed.into_iter().filter(|peer| peer.id != self.shared.identity.node);
+        let listed: Vec<_> = listed.collect();
+        self.shared.relays.list(listed.iter().map(|peer| peer.id.clone()).collect());
+        self.shared.reader.ring();
         let mut standings: BTreeMap<_, _> = listed
+            .into_iter()
             .map(|PeerAddress { id, control }| {
                 let standing = if cut.contains(&id) { Standing::Cut } else { Standing::Wanted { control } };
                 (id, standing)
@@ -216,15 +245,19 @@ impl Mesh {
             peer.configure(standings.remove(id).unwrap_or(Standing::Unlisted), silence_ms_max);
         }
         for (id, standing) in standings {
-            let (ours, events, reader) = (self.shared.identity.clone(), self.shared.events.clone(), self.shared.reader.clone());
-            let peer = Arc::new(Peer::new(id.clone(), ours, events, reader, standing, silence_ms_max));
+            let Shared { identity, events, reader, relays, .. } = &*self.shared;
+            let (ours, events, reader, relays) = (identity.clone(), events.clone(), reader.clone(), relays.clone());
+            let peer = Arc::new(Peer::new(id.clone(), ours, events, reader, relays, standing, silence_ms_max));
             self.shared.tasks().push(task::spawn(peer.clone().keep()));
             peers.insert(id, peer);
         }
     }
 
-    /// Ends the link to a peer that this node will not have, and tells it why. It is tried again after [`REFUSED_RETRY_MS`] or its restart.
+    /// Ends the link to a peer that this node will not have, and tells it why if it is a direct one. It is tried again after
+    /// [`REFUSED_RETRY_MS`] or its restart.
     pub fn refuse(&self, peer: &NodeId, reason: &str) {
+        self.shared.relays.refuse(peer, reason);
+        self.shared.reader.ring();
         if let Some(link) = self.shared.peer(peer).and_then(|peer| peer.link()) {
             link.refuse(reason);
         }
@@ -233,7 +266,22 @@ impl Mesh {
     /// How the links to all peers of peers.json stand.
     pub fn links(&self) -> BTreeMap<NodeId, LinkStatus> {
         let peers = self.shared.peers.read().unwrap_or_else(PoisonError::into_inner);
-        peers.iter().filter_map(|(id, peer)| Some((id.clone(), peer.status()?))).collect()
+        let status = |id, peer: &Peer| {
+            let mut status = peer.status()?;
+            if status.state != LinkWord::Up
+                && let Some((neighbour, _)) = self.shared.relays.over(id)
+            {
+                status.state = LinkWord::Relayed;
+                status.reason = Some(format!("over {neighbour}: {}", status.reason.unwrap_or_default()));
+            }
+            Some(status)
+        };
+        peers.iter().filter_map(|(id, peer)| Some((id.clone(), status(id, peer)?))).collect()
+    }
+
+    /// Messages that this node has passed on between two others, and those that it could not.
+    pub fn passed_on(&self) -> (u64, u64) {
+        self.shared.relays.passed_on()
     }
 
     /// Stops listening and dialling, and closes every link. No event comes after it.

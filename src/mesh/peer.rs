@@ -14,6 +14,7 @@ use crate::mesh::dial::{self, BACKOFF_MS_MAX, Backoff, DialError, REFUSED_RETRY_
 use crate::mesh::handshake::{self, Hello, Identity, Known, Refusal};
 use crate::mesh::link::{self, Bell, Counters, End, Link};
 use crate::mesh::reader::Reader;
+use crate::mesh::relay::Relays;
 use crate::mesh::socket::{Stream, linger};
 use crate::mesh::{LinkStatus, MeshEvent};
 
@@ -34,6 +35,7 @@ pub(super) struct Peer {
     ours: Arc<Identity>,
     events: Sender<MeshEvent>,
     reader: Arc<Reader>,
+    relays: Arc<Relays>,
     state: Mutex<State>,
     changed: Bell,
     counters: Arc<Counters>,
@@ -78,11 +80,12 @@ impl Peer {
         ours: Arc<Identity>,
         events: Sender<MeshEvent>,
         reader: Arc<Reader>,
+        relays: Arc<Relays>,
         standing: Standing,
         silence_ms_max: u64,
     ) -> Peer {
         let state = State { standing, silence_ms_max, link: None, arrived: None, trouble: None };
-        Peer { id, ours, events, reader, state: Mutex::new(state), changed: Bell::new(), counters: Arc::default() }
+        Peer { id, ours, events, reader, relays, state: Mutex::new(state), changed: Bell::new(), counters: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -199,6 +202,10 @@ impl Peer {
             let mut state = self.state();
             state.link = None;
             state.trouble = Some(end.clone());
+        }
+        if end.refused {
+            // Whoever will not have the other does not want to hear it over a third node either.
+            self.relays.refuse(&peer, &end.reason);
         }
         self.tell(MeshEvent::LinkDown { peer: peer.clone(), incarnation, reason: end.reason.clone() }).await;
         if end.refused {

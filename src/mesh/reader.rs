@@ -20,6 +20,7 @@ use crate::core::ids::NodeId;
 use crate::mesh::MeshEvent;
 use crate::mesh::frame::{self, FrameError};
 use crate::mesh::link::{End, Link};
+use crate::mesh::relay::{Relays, Switch};
 
 /// Bytes read from one link before the others get their turn.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -61,7 +62,8 @@ impl Reader {
         self.ring();
     }
 
-    fn ring(&self) {
+    /// Ends the wait.
+    pub fn ring(&self) {
         // It fails only when so many calls are unheard that one more makes no difference.
         let _called = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
@@ -81,17 +83,18 @@ pub struct Inbox {
     links: BTreeMap<u64, Inbound>,
     /// Keys are not used again: an event may be about a link that is gone.
     last_key: u64,
+    switch: Switch,
 }
 
 impl Inbox {
     /// `told` is what the mesh's tasks say.
-    pub(super) fn new(told: Receiver<MeshEvent>) -> io::Result<Inbox> {
+    pub(super) fn new(told: Receiver<MeshEvent>, relays: Arc<Relays>) -> io::Result<Inbox> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &bell, epoll::EventData::new_u64(WAKE_KEY), epoll::EventFlags::IN | epoll::EventFlags::ET)?;
         let (sender, arrivals) = unbounded();
         let reader = Arc::new(Reader { epoll, bell, arrivals: sender });
-        Ok(Inbox { reader, told, arrivals, links: BTreeMap::new(), last_key: WAKE_KEY })
+        Ok(Inbox { reader, told, arrivals, links: BTreeMap::new(), last_key: WAKE_KEY, switch: Switch::new(relays) })
     }
 
     pub(super) fn reader(&self) -> Arc<Reader> {
@@ -104,7 +107,7 @@ impl Inbox {
     }
 
     /// Waits until there is something, or somebody wakes it, or the time is over. What happened is added to `events`, each
-    /// peer's in order: `LinkUp`, its messages, `LinkDown`, and so on.
+    /// peer's in order: `LinkUp`, its messages, `LinkDown`, and so on. What is to be passed on to a third node is passed on here.
     ///
     /// # Errors
     /// The system cannot say what there is to read; all links have ended then.
@@ -114,10 +117,10 @@ impl Inbox {
         let mut telling = pin!(told.recv());
         let wait = match telling.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(event) => {
-                events.extend(event);
+                event.into_iter().for_each(|event| self.switch.told(event, events));
                 Duration::ZERO
             }
-            Poll::Pending => wait,
+            Poll::Pending => wait.min(self.switch.retry_in()),
         };
         let mut ready = Vec::with_capacity(READY_LINKS_MAX);
         // Longer than the system can count is as good as for ever.
@@ -135,8 +138,14 @@ impl Inbox {
         }
         // In this order: the beginning of a link that has arrived has been told, and is so before its messages.
         let arrived = self.welcome();
-        events.extend(std::iter::from_fn(|| self.told.try_recv().ok()));
+        self.switch.changed(events);
+        while let Ok(event) = self.told.try_recv() {
+            self.switch.told(event, events);
+        }
         for key in arrived {
+            if let Some(Inbound { link, peer, .. }) = self.links.get(&key) {
+                self.switch.greet(peer, link);
+            }
             // What came with the handshake is here already: no event will tell of it.
             self.turn(key, events, |_| Ok(()));
         }
@@ -167,7 +176,7 @@ impl Inbox {
     /// Does something with a link and hands on the messages that are there as a whole; lets go of a link that fails.
     fn turn(&mut self, key: u64, events: &mut Vec<MeshEvent>, work: impl FnOnce(&mut Inbound) -> Result<(), End>) {
         let Some(inbound) = self.links.get_mut(&key) else { return };
-        let done = work(inbound).and_then(|()| inbound.hand_on(events));
+        let done = work(inbound).and_then(|()| inbound.hand_on(&self.switch, events));
         if let Err(end) = done
             && let Some(inbound) = self.links.remove(&key)
         {
@@ -178,6 +187,7 @@ impl Inbox {
     }
 
     fn end_links(&mut self, end: &End) {
+        self.switch.close();
         let waiting = std::iter::from_fn(|| self.arrivals.try_recv().ok());
         std::mem::take(&mut self.links).into_values().chain(waiting).for_each(|inbound| inbound.link.end(end.clone()));
     }
@@ -204,7 +214,7 @@ impl Inbound {
     }
 
     /// Hands on the messages that are there as a whole, while the link lasts.
-    fn hand_on(&mut self, events: &mut Vec<MeshEvent>) -> Result<(), End> {
+    fn hand_on(&mut self, switch: &Switch, events: &mut Vec<MeshEvent>) -> Result<(), End> {
         let Inbound { link, peer, bytes } = self;
         if !link.is_open() {
             // It has its reason already, and the mesh may have told of its end.
@@ -212,8 +222,7 @@ impl Inbound {
         }
         let mut rest = bytes.as_slice();
         while let Some(body) = frame::take(&mut rest).map_err(|error| link.failed(&error))? {
-            let message = link.unpack(body)?;
-            events.push(MeshEvent::Message { from: peer.clone(), incarnation: link.incarnation, message });
+            switch.take(link.unpack(body)?, link, peer, events);
             link.received();
         }
         let used = bytes.len() - rest.len();

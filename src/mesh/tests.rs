@@ -15,6 +15,7 @@ use crate::core::ids::{Digest, MeshId, ModelId, RouteName, StateHash, TxId};
 use crate::core::message::{
     AcceptAnswer, DigestEntry, Grant, Head, HealthSnapshot, Heartbeat, LeaseSummary, OpenSummary, PrepareAnswer, ResolveAnswer,
 };
+use crate::core::routes::{Neighbour, Start};
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, Transaction, Weights};
 use crate::core::value::{Abort, AbortCause, CastVote, Commit, Decision, Value, Vote};
 use crate::mesh::handshake::Hello;
@@ -105,6 +106,7 @@ impl Node {
             MeshEvent::LinkUp { peer, incarnation, .. } => assert_eq!(self.linked.insert(peer.clone(), *incarnation), None, "{event:?}"),
             MeshEvent::LinkDown { peer, incarnation, .. } => assert_eq!(self.linked.remove(peer), Some(*incarnation), "{event:?}"),
             MeshEvent::Message { from, incarnation, .. } => assert_eq!(self.linked.get(from), Some(incarnation), "{event:?}"),
+            MeshEvent::Rerouted { peer, .. } => assert!(self.linked.contains_key(peer), "{event:?}"),
             MeshEvent::Refused { .. } => {}
         }
         event
@@ -133,6 +135,14 @@ impl Node {
         })
     }
 
+    /// Waits until messages to a peer go another way: over the node that it says, or directly.
+    fn rerouted(&mut self, name: &str) -> Option<NodeId> {
+        self.until(&format!("another way to {name}"), |event| match event {
+            MeshEvent::Rerouted { peer, over } if *peer == id(name) => Some(over.clone()),
+            _ => None,
+        })
+    }
+
     fn refused(&mut self) -> (Option<NodeId>, String) {
         self.until("a refusal", |event| match event {
             MeshEvent::Refused { peer, reason } => Some((peer.clone(), reason.clone())),
@@ -149,6 +159,15 @@ impl Node {
 
     fn status(&self, name: &str) -> LinkStatus {
         self.mesh.links()[&id(name)].clone()
+    }
+
+    /// Waits until it has passed on, and dropped, so many messages between others. They are counted when they are sent.
+    fn has_passed_on(&self, messages: (u64, u64)) {
+        let since = Instant::now();
+        while self.mesh.passed_on() != messages {
+            assert!(since.elapsed() < WAIT, "waited in vain for {messages:?}: {:?}", self.mesh.passed_on());
+            std::thread::yield_now();
+        }
     }
 
     /// Waits until the link to a peer stands like this.
@@ -343,9 +362,9 @@ fn a_message_of_every_kind_arrives_as_it_was_sent() {
 fn the_largest_frame_passes_and_a_larger_message_is_an_error_that_costs_no_link() {
     let (a, mut b, _) = pair();
     let around = frame::encode(&Packet::Message(&large(100_000))).unwrap().len() - 4 - 100_000;
-    let over = a.send("b", &large(FRAME_BYTES_MAX - around + 1)).unwrap_err();
-    assert_eq!(over.to_string(), "a frame of 1048577 bytes is over the limit of 1048576");
-    let largest = large(FRAME_BYTES_MAX - around);
+    let over = a.send("b", &large(MESSAGE_BYTES_MAX - around + 1)).unwrap_err();
+    assert_eq!(over.to_string(), "a frame of 1048321 bytes is over the limit of 1048320");
+    let largest = large(MESSAGE_BYTES_MAX - around);
     for _ in 0..3 {
         a.send("b", &largest).unwrap();
     }
@@ -362,7 +381,8 @@ fn a_node_is_refused_with_the_reason_on_both_sides() {
         (other_mesh, "a belongs to mesh prod, b to mesh test: check the addresses and \"mesh\" in both peers.json"),
         (
             other_genesis,
-            "the two meshes began differently: a with 02020202, b with 01010101; the first start of both needs the same genesis and peers",
+            "the two meshes began differently: a with 02020202, b with 01010101; the first start of both needs the same genesis and peers, \
+             and a node that comes later, or has lost its log, starts with `serve --join` and no log",
         ),
         (identity("aa"), "aa is not in the peers.json of b: add it there, or start it under an id that is"),
     ];
@@ -451,8 +471,8 @@ fn bytes_that_are_no_handshake_are_refused_by_address_and_the_node_goes_on() {
         (&[0, 0, 0x10, 1], "a frame of 4097 bytes is over the limit of 4096"),
         (&[0, 0, 0, 3, 1, 2, 3], "not a message of this protocol: it does not begin with a version"),
         (&[0, 0, 0, 0], "not a message of this protocol: it does not begin with a version"),
-        (&[0, 0, 0, 3, 0x92, 1, 0xc1], "not a message of this protocol"),
-        (&other_version, "protocol version 9 there and 1 here: run the same release on both"),
+        (&[0, 0, 0, 3, 0x92, PROTOCOL_VERSION, 0xc1], "not a message of this protocol"),
+        (&other_version, "protocol version 9 there and 2 here: run the same release on both"),
         (&other_magic, "it did not say \"canary-mesh\", but \"Canary-mesh\""),
         (&frame::encode(&Packet::Message(&fetch(1))).unwrap(), "a message out of turn in the handshake"),
     ];
@@ -503,7 +523,7 @@ fn what_does_not_belong_on_a_link_ends_it_with_address_and_reason() {
     let cases: [(&[u8], &str); 5] = [
         (&[0, 0x10, 0, 1], "a frame of 1048577 bytes is over the limit of 1048576"),
         (&[0, 0, 0, 1, 0xc1], "not a message of this protocol: it does not begin with a version"),
-        (&old_version, "protocol version 0 there and 1 here: run the same release on both"),
+        (&old_version, "protocol version 0 there and 2 here: run the same release on both"),
         (&frame::encode(&Packet::Welcome).unwrap(), "a message out of turn"),
         (&[0, 0, 0, 9, 0x92], "closed the connection in the middle of a frame"),
     ];
@@ -798,4 +818,282 @@ fn peers_and_addresses_can_be_changed_while_it_runs() {
     a.mesh.configure(config(&[("b", at_b)]));
     a.up("b");
     b.up("a");
+}
+
+/// Three nodes, or more, of which these pairs are cut. Nobody has been waited for.
+fn nodes(names: &[&str], cuts: &[(&str, &str)]) -> (Vec<Node>, MeshConfig) {
+    let bound: Vec<_> = names.iter().map(|_| bind()).collect();
+    let addresses: Vec<_> = names.iter().zip(&bound).map(|(name, (_, address))| (*name, *address)).collect();
+    let whole = config(&addresses);
+    let started = names.iter().zip(bound).map(|(name, (listener, _))| {
+        let cut_off = cuts.iter().filter_map(|(one, other)| if one == name { Some(*other) } else { (other == name).then_some(*one) });
+        let config = MeshConfig { cut: cut_off.map(id).collect(), ..whole.clone() };
+        Node::start(identity(name), listener, config)
+    });
+    (started.collect(), whole)
+}
+
+/// `a`, `b` and `c`; `a` and `c` are cut, and reach each other over `b`.
+fn relayed() -> (Node, Node, Node, MeshConfig) {
+    let (nodes, whole) = nodes(&["a", "b", "c"], &[("a", "c")]);
+    let [mut a, b, mut c] = <[Node; 3]>::try_from(nodes).unwrap_or_else(|_| panic!("three"));
+    assert_eq!(a.rerouted("c"), Some(id("b")));
+    assert_eq!(c.rerouted("a"), Some(id("b")));
+    (a, b, c, whole)
+}
+
+#[test]
+fn two_nodes_that_are_cut_apart_reach_each_other_over_a_third_in_order_and_once() {
+    let (mut a, b, mut c, _) = relayed();
+    assert_eq!((a.linked[&id("c")], c.linked[&id("a")]), (1, 1));
+    for number in 0..1_000 {
+        a.send("c", &fetch(number)).unwrap();
+        c.send("a", &fetch(number)).unwrap();
+    }
+    for number in 0..1_000 {
+        assert_eq!(a.message(), fetch(number));
+        assert_eq!(c.message(), fetch(number));
+    }
+    for message in messages() {
+        a.send("c", &message).unwrap();
+        assert_eq!(c.message(), message);
+    }
+    let around = frame::encode(&Packet::Message(&large(100_000))).unwrap().len() - 4 - 100_000;
+    let largest = large(MESSAGE_BYTES_MAX - around);
+    a.send("c", &largest).unwrap();
+    assert!(c.message() == largest, "an envelope holds whatever a link does");
+    let status = a.status("c");
+    assert_eq!((status.state, status.reason.as_deref()), (LinkWord::Relayed, Some("over b: cut by partitions in peers.json")));
+    b.has_passed_on((2_000 + messages().len() as u64 + 1, 0));
+}
+
+#[test]
+fn a_healed_link_takes_the_place_of_the_one_over_a_third_node_and_the_other_way_round() {
+    let (mut a, mut b, mut c, whole) = relayed();
+    a.mesh.configure(whole.clone());
+    c.mesh.configure(whole.clone());
+    assert_eq!((a.rerouted("c"), c.rerouted("a")), (None, None));
+    assert_eq!((a.linked.len(), c.linked.len()), (2, 2), "nothing went down");
+    assert_eq!(a.stands("c", LinkWord::Up).reason, None);
+    let (passed_on, _) = b.mesh.passed_on();
+    a.send("c", &fetch(1)).unwrap();
+    assert_eq!(c.message(), fetch(1));
+    assert_eq!(b.mesh.passed_on().0, passed_on, "directly");
+    a.mesh.configure(cut(&whole, "c"));
+    assert_eq!(a.down("c"), "cut by partitions in peers.json", "what was under way is lost, and that is said");
+    assert_eq!((a.up("c"), a.rerouted("c")), (1, Some(id("b"))));
+    c.down("a");
+    assert_eq!((c.up("a"), c.rerouted("a")), (1, Some(id("b"))));
+    a.send("c", &fetch(2)).unwrap();
+    assert_eq!(c.message(), fetch(2));
+    // b is told of nothing that it has to do with.
+    b.send("a", &fetch(3)).unwrap();
+    assert_eq!(a.message(), fetch(3));
+    b.up("c");
+}
+
+#[test]
+fn when_the_third_node_is_lost_the_next_one_takes_its_place_or_the_link_is_down() {
+    let (nodes, _) = nodes(&["a", "b", "c", "d"], &[("a", "d")]);
+    let [mut a, b, c, mut d] = <[Node; 4]>::try_from(nodes).unwrap_or_else(|_| panic!("four"));
+    // Whichever they met first: in the end it is the lowest.
+    while a.rerouted("d") != Some(id("b")) {}
+    while d.rerouted("a") != Some(id("b")) {}
+    drop(b);
+    let reason = a.down("d");
+    assert!(reason.starts_with("no way over b any more: "), "{reason}");
+    assert_eq!((a.up("d"), a.rerouted("d")), (1, Some(id("c"))));
+    d.down("a");
+    assert_eq!((d.up("a"), d.rerouted("a")), (1, Some(id("c"))));
+    a.send("d", &fetch(1)).unwrap();
+    assert_eq!(d.message(), fetch(1));
+    drop(c);
+    let reason = a.down("d");
+    assert!(reason.starts_with("no way over c any more: "), "{reason}");
+    assert_eq!(a.stands("d", LinkWord::Cut).reason.as_deref(), Some("cut by partitions in peers.json"));
+    a.send("d", &fetch(2)).unwrap();
+}
+
+#[test]
+fn a_node_that_restarts_behind_a_third_one_is_another_start_of_it() {
+    let (mut a, _b, c, whole) = relayed();
+    drop(c);
+    a.down("c");
+    let at_c = whole.peers.iter().find(|peer| peer.id == id("c")).unwrap().control.clone();
+    let c = Identity { incarnation: 2, ..identity("c") };
+    let mut c = Node::start(c, TcpListener::bind(&at_c).unwrap(), cut(&whole, "a"));
+    assert_eq!((a.up("c"), c.up("a")), (2, 1));
+    c.send("a", &fetch(1)).unwrap();
+    let from = a.until("a message of the new start", |event| match event {
+        MeshEvent::Message { from, incarnation, .. } => Some((from.clone(), *incarnation)),
+        _ => None,
+    });
+    assert_eq!(from, (id("c"), 2));
+}
+
+#[test]
+fn a_peer_that_is_refused_is_not_reached_over_a_third_node_either() {
+    let (mut a, b, mut c, whole) = relayed();
+    a.mesh.refuse(&id("c"), "its disk is not the one admitted");
+    assert_eq!(a.down("c"), "no way over b any more: its disk is not the one admitted");
+    a.stands("c", LinkWord::Cut);
+    // What c says is not heard, though b passes it on: b's own message comes after it.
+    c.send("a", &fetch(1)).unwrap();
+    b.has_passed_on((1, 0));
+    b.send("a", &fetch(2)).unwrap();
+    assert_eq!(a.message(), fetch(2));
+    // The same over a direct link, for both ends.
+    a.mesh.configure(whole.clone());
+    c.mesh.configure(whole);
+    a.up("c");
+    assert_eq!(c.rerouted("a"), None);
+    c.mesh.refuse(&id("a"), "its disk is not the one admitted");
+    assert_eq!(c.down("a"), "its disk is not the one admitted");
+    assert!(a.down("c").ends_with("refused this node: its disk is not the one admitted"));
+    a.stands("c", LinkWord::Refused);
+    c.stands("a", LinkWord::Refused);
+}
+
+#[test]
+fn whoever_is_taken_out_of_the_peers_is_not_reached_over_others() {
+    let (mut a, _b, mut c, whole) = relayed();
+    let without_c = MeshConfig { peers: whole.peers.iter().filter(|peer| peer.id != id("c")).cloned().collect(), ..whole.clone() };
+    a.mesh.configure(without_c);
+    assert_eq!(a.down("c"), "no way over b any more: removed from peers.json");
+    assert!(!a.mesh.links().contains_key(&id("c")));
+    a.mesh.configure(cut(&whole, "c"));
+    a.up("c");
+    a.send("c", &fetch(1)).unwrap();
+    assert_eq!(c.message(), fetch(1));
+}
+
+/// Node `b`, and by hand `a` and `aa`, which are both linked to it.
+fn two_hands() -> (Node, Hand, Hand) {
+    let (listener, at_b) = bind();
+    let mut b = Node::start(identity("b"), listener, config(&[("a", nowhere()), ("aa", nowhere()), ("b", at_b), ("c", nowhere())]));
+    let a = Hand::link(at_b, &identity("a"));
+    b.up("a");
+    let other = Hand::link(at_b, &Identity { incarnation: 5, disk_id: DiskId([5; 8]), ..identity("aa") });
+    b.up("aa");
+    (b, a, other)
+}
+
+fn envelope(to: &str, incarnation: Incarnation, packet: &Packet<&Message>) -> Packet<&'static Message> {
+    let body = frame::Body(frame::encode(packet).unwrap().split_off(4));
+    Packet::Relay { to: id(to), incarnation, body }
+}
+
+fn start(incarnation: Incarnation, disk: u8) -> Start {
+    Start { incarnation, disk_id: DiskId([disk; 8]) }
+}
+
+fn links(up: &[(&str, Start)], down: &[&str]) -> Packet<&'static Message> {
+    let up = up.iter().map(|(name, start)| Neighbour { node: id(name), start: *start });
+    Packet::Links { up: up.collect(), down: down.iter().map(|name| id(name)).collect() }
+}
+
+#[test]
+fn a_neighbour_is_told_of_links_and_only_what_has_a_link_is_passed_on() {
+    let (b, mut a, mut aa) = two_hands();
+    let read = |hand: &mut Hand| hand.read().unwrap();
+    assert_eq!(read(&mut a), Packet::Links { up: vec![Neighbour { node: id("aa"), start: start(5, 5) }], down: vec![] });
+    assert_eq!(read(&mut aa), Packet::Links { up: vec![Neighbour { node: id("a"), start: start(1, 7) }], down: vec![] });
+    let message = fetch(1);
+    let inner = Packet::Message(&message);
+    // To another start, to nobody, to one that is not linked, to the relay, and back: dropped, whatever is in it.
+    for (to, incarnation) in [("aa", 4), ("x", 1), ("c", 1), ("b", 1), ("a", 1)] {
+        a.write(&envelope(to, incarnation, &inner));
+    }
+    a.write(&envelope("aa", 5, &inner));
+    let Packet::Relayed { from, start: of, body } = read(&mut aa) else { panic!("no envelope") };
+    assert_eq!((from, of, body.message().unwrap()), (id("a"), start(1, 7), fetch(1)));
+    b.has_passed_on((1, 5));
+    drop(aa);
+    assert_eq!(read(&mut a), Packet::Links { up: vec![], down: vec![id("aa")] });
+}
+
+#[test]
+fn envelopes_of_strangers_are_dropped_and_one_with_garbage_costs_its_sender_the_link_and_not_the_third_node() {
+    let (mut b, mut a, mut aa) = two_hands();
+    let message = fetch(1);
+    let body = |packet: &Packet<&Message>| frame::Body(frame::encode(packet).unwrap().split_off(4));
+    let relayed = |from: &str, start: Start, body: frame::Body| Packet::Relayed { from: id(from), start, body };
+    let good = body(&Packet::Message(&message));
+    // Nobody has said that a reaches c; and of b and a themselves nobody may speak.
+    for from in ["c", "x", "b", "a"] {
+        a.write(&relayed(from, start(1, 7), good.clone()));
+    }
+    a.write(&links(&[("c", start(3, 3)), ("x", start(1, 7)), ("b", start(1, 7)), ("a", start(1, 7))], &[]));
+    assert_eq!((b.up("c"), b.rerouted("c")), (3, Some(id("a"))));
+    for of in [start(2, 3), start(3, 4)] {
+        a.write(&relayed("c", of, good.clone()));
+    }
+    aa.write(&relayed("c", start(3, 3), good.clone()));
+    a.write(&relayed("c", start(3, 3), good.clone()));
+    assert_eq!(b.next("a message"), MeshEvent::Message { from: id("c"), incarnation: 3, message: fetch(1) });
+    let garbage =
+        [frame::Body(vec![]), frame::Body(vec![0x92, 9]), body(&Packet::Welcome), body(&envelope("c", 3, &Packet::Message(&message)))];
+    for (number, garbage) in (4..).zip(garbage) {
+        a.write(&links(&[("c", start(number, 3))], &[]));
+        assert_eq!(b.up("c"), number);
+        b.rerouted("c");
+        a.write(&relayed("c", start(number, 3), garbage));
+        let reason = b.down("c");
+        assert!(reason.starts_with("no way over a any more: over a: "), "{reason}");
+        let (peer, said) = b.refused();
+        assert!(peer == Some(id("c")) && said.starts_with("over a: "), "{said}");
+        // The next one is not even looked at.
+        a.write(&relayed("c", start(number, 3), frame::Body(vec![])));
+    }
+    a.write(&Packet::Message(&message));
+    assert_eq!(b.next("a message"), MeshEvent::Message { from: id("a"), incarnation: 1, message: fetch(1) });
+    assert_eq!(b.status("a").state, LinkWord::Up);
+}
+
+#[test]
+fn what_is_passed_on_to_a_slow_node_is_dropped_before_it_costs_its_link() {
+    let (b, mut a, aa) = two_hands();
+    assert!(matches!(a.read(), Some(Packet::Links { .. })));
+    let message = large(500_000);
+    let envelope = frame::encode(&envelope("aa", 5, &Packet::Message(&message))).unwrap();
+    let since = Instant::now();
+    while b.mesh.passed_on().1 == 0 {
+        assert!(since.elapsed() < WAIT, "waited in vain for one that is dropped");
+        a.0.write_all(&envelope).unwrap();
+    }
+    let status = b.status("aa");
+    assert_eq!(status.state, LinkWord::Up);
+    assert!(status.queue_bytes > 0 && status.queue_bytes <= QUEUE_BYTES_MAX / 2, "{status:?}");
+    drop(aa);
+}
+
+#[test]
+fn links_that_come_and_go_keep_their_events_in_order_over_a_third_node_too() {
+    let (mut a, mut b, mut c, whole) = relayed();
+    let mut random = fastrand::Rng::with_seed(5);
+    for number in 0..150 {
+        let (one, peer) = [(&a, "c"), (&c, "a"), (&b, "c"), (&a, "b")][random.usize(..4)];
+        one.mesh.configure(cut(&whole, peer));
+        a.send("c", &fetch(number)).unwrap();
+        c.send("a", &fetch(number)).unwrap();
+        if random.bool() {
+            one.mesh.configure(whole.clone());
+        }
+        for node in [&mut a, &mut b, &mut c] {
+            while !node.events.is_empty() {
+                node.next("whatever happened");
+            }
+        }
+    }
+    for node in [&a, &b, &c] {
+        node.mesh.configure(whole.clone());
+    }
+    for (node, peers) in [(&mut a, ["b", "c"]), (&mut b, ["a", "c"]), (&mut c, ["a", "b"])] {
+        for peer in peers {
+            node.stands(peer, LinkWord::Up);
+        }
+        while !node.events.is_empty() || node.linked.len() < 2 {
+            node.next("the links");
+        }
+    }
 }

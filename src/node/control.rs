@@ -171,7 +171,7 @@ impl ControlPlane {
         Some(format!("no lease, so requests for a canary are answered by stable: {why}"))
     }
 
-    async fn query<T: Send + 'static>(&self, ask: impl FnOnce(&crate::core::Node) -> T + Send + 'static) -> Option<T> {
+    pub(super) async fn query<T: Send + 'static>(&self, ask: impl FnOnce(&crate::core::Node) -> T + Send + 'static) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         let query = Turn::Query(Box::new(move |node| {
             // Whoever asked may have hung up.
@@ -181,7 +181,7 @@ impl ControlPlane {
         answered.await.ok()
     }
 
-    async fn submit(&self, proposal: Proposal) -> Result<api::Receipt, Refusal> {
+    pub(super) async fn submit(&self, proposal: Proposal) -> Result<api::Receipt, Refusal> {
         if let Some(why) = &self.view.load().broken {
             return Err(Refusal::new(503, "log_failed", format!("{} takes no part in decisions any more: {why}", self.id)));
         }
@@ -211,6 +211,12 @@ impl ControlPlane {
             Err(error @ ChangeError::UnknownRoute(..)) => Err(Refusal::new(400, "unknown_route", error.to_string())),
             Err(error) => Err(Refusal::new(400, "invalid_change", error.to_string())),
         }
+    }
+
+    /// The receipt of the transaction that has applied this key, if one has.
+    pub(super) async fn applied(&self, key: Option<&str>) -> Option<api::Receipt> {
+        let txid = self.view.load().state.applied_by(key?)?.clone();
+        http::Control::transaction(self, txid).await
     }
 
     async fn model(&self, id: &ModelId) -> Result<Model, Refusal> {
@@ -386,16 +392,25 @@ impl http::Control for ControlPlane {
     fn rollback(&self, request: api::RollbackRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>> {
         async move {
             let state = self.view.load().state.clone();
-            let applied = request.idempotency_key.as_deref().and_then(|key| state.applied_by(key)).cloned();
-            if let Some(txid) = applied
-                && let Some(receipt) = http::Control::transaction(self, txid).await
-            {
+            if let Some(receipt) = self.applied(request.idempotency_key.as_deref()).await {
                 return Ok(receipt);
             }
             let change = self.rollback_change(&state, &request)?;
             self.submit(Proposal { kind: Kind::Reduce, change, idempotency_key: request.idempotency_key }).await
         }
         .boxed()
+    }
+
+    fn members(&self) -> BoxFuture<'_, Result<api::Members, Refusal>> {
+        self.list_members().boxed()
+    }
+
+    fn change_members(&self, request: api::MembersRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>> {
+        self.propose_members(request).boxed()
+    }
+
+    fn snapshot(&self) -> BoxFuture<'_, Result<api::Snapshot, Refusal>> {
+        self.give_snapshot().boxed()
     }
 
     fn metrics(&self) -> Vec<http::Metric> {

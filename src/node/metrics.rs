@@ -27,6 +27,8 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
     let fenced = fenced.map(|fence| Sample::new([("member", fence.node.to_string())], 1.0));
     let decided = [("commit", &figures.commits), ("abort", &figures.aborts)];
     let decided = decided.map(|(outcome, counter)| Sample::new([("outcome", outcome.to_owned())], count(counter)));
+    let (forwarded, dropped) = plane.mesh.passed_on();
+    let passed_on = |(outcome, messages): (&str, u64)| Sample::new([("outcome", outcome.to_owned())], messages as f64);
     let totals = plane.gateway.totals();
     let sync = Histogram { buckets: Vec::new(), sum: seconds(figures.sync_us.load(Relaxed)), count: figures.syncs.load(Relaxed) };
     let metric = |name, help, series| Metric { name, help, series };
@@ -46,8 +48,18 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         Metric::counter("canary_mesh_events_dropped_total", "Events that found their queue full.", plane.events.dropped() as f64),
         metric(
             "canary_mesh_link_up",
-            "1 if the link to the peer is up.",
+            "1 if the direct link to the peer is up.",
             Series::Gauge(per_link(&|l| f64::from(u8::from(l.state == LinkWord::Up)))),
+        ),
+        metric(
+            "canary_mesh_link_relayed",
+            "1 if messages to the peer go over a third node.",
+            Series::Gauge(per_link(&|l| f64::from(u8::from(l.state == LinkWord::Relayed)))),
+        ),
+        metric(
+            "canary_mesh_relay_messages_total",
+            "Messages between two other nodes, passed on or dropped for want of a link or of room.",
+            Series::Counter([("forwarded", forwarded), ("dropped", dropped)].map(passed_on).into()),
         ),
         metric("canary_mesh_link_sent_bytes_total", "Bytes sent to the peer.", Series::Counter(per_link(&|l| l.bytes_sent as f64))),
         metric(

@@ -6,6 +6,8 @@
 mod control;
 mod events;
 mod fault;
+mod join;
+mod members;
 mod metrics;
 mod turns;
 mod view;
@@ -16,6 +18,7 @@ use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -25,7 +28,7 @@ use async_signal::{Signal, Signals};
 use async_std::channel::{Sender, bounded};
 use async_std::task;
 use futures::channel::oneshot;
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::{BoxFuture, Either, FutureExt, select};
 use futures::stream::StreamExt;
 use log::Level;
 use serde_json::json;
@@ -64,6 +67,8 @@ pub struct ServeOptions {
     pub logs: PathBuf,
     /// The armed fault.
     pub fault: Option<Fault>,
+    /// Without a log: begin with the state of a mesh that runs, and not with the genesis.
+    pub join: bool,
     /// What is told of.
     pub level: log::LevelFilter,
 }
@@ -119,6 +124,14 @@ pub enum ServeError {
         /// Who this is.
         here: String,
     },
+    /// There is no mesh to join.
+    #[error("{id} cannot join: {why}")]
+    Join {
+        /// The node.
+        id: NodeId,
+        /// What is in the way.
+        why: String,
+    },
     /// No randomness for a disk id.
     #[error("the system gives no random numbers: {0}")]
     Random(getrandom::Error),
@@ -139,7 +152,19 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         move |error| ServeError::File { what, path, error }
     };
     let events = Events::open(&events_path, &options.id, options.level).map_err(in_file("the events file", &events_path))?;
-    let (wal, durable) = open_log(&options, &file, &events)?;
+    let mut signals = Signals::new([Signal::Term, Signal::Int, Signal::Hup]).inspect_err(|error| {
+        events.say(Level::Error, "no_signals", json!({"reason": error.to_string()}));
+    });
+    // Whoever waits for a mesh to join can be told to stop.
+    let opened = match select(pin!(open_log(&options, &file, &events)), pin!(told_to_stop(signals.as_mut().ok(), || {}))).await {
+        Either::Left((opened, _)) => Some(opened?),
+        Either::Right(_) => None,
+    };
+    let Some((wal, durable)) = opened else {
+        events.say(Level::Info, "stopped", json!({}));
+        events.flush();
+        return Ok(());
+    };
 
     let gateway = Gateway::new(options.id.clone(), options.models.clone());
     for model in durable.state().routes.values().flat_map(|route| route.models()) {
@@ -205,7 +230,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     task::spawn(watch::watch(options.clone(), peers_stamp, peers.clone(), mesh.clone(), turns.clone(), events.clone(), reread_asked));
     task::spawn(beat_health(peers, gateway.clone(), turns.clone()));
 
-    let stop = stop_signal(events.clone(), stopping, reread);
+    let stop = stop_signal(signals.ok(), events.clone(), stopping, reread);
     let front = Front::new(plane, Arc::new(DataPlane(gateway)), Limits::default());
     let drained = front.serve(data.into(), stop).await;
     events.say(Level::Info, "drained", json!({"cut": drained.cut}));
@@ -248,19 +273,31 @@ fn make_dir(what: &'static str, path: &Path) -> Result<(), ServeError> {
     fs::create_dir_all(path).map_err(|error| ServeError::File { what, path: path.display().to_string(), error })
 }
 
+/// A name for a new log that no other log has.
+fn new_disk() -> Result<DiskId, ServeError> {
+    let mut disk = [0; 8];
+    getrandom::fill(&mut disk).map_err(ServeError::Random)?;
+    Ok(DiskId(disk))
+}
+
 /// Replays the log, or begins one; either way this start's boot record is synced before anything is sent.
-fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> Result<(Wal, Durable), ServeError> {
+async fn open_log(options: &ServeOptions, file: &PeersFile, events: &Events) -> Result<(Wal, Durable), ServeError> {
     let path = options.logs.join(format!("{}.log", options.id));
     let shown = path.display().to_string();
     let in_replay = |error| ServeError::Replay { path: shown.clone(), error };
     let Some(opened) = Wal::open(&path)? else {
-        let mut disk = [0; 8];
-        getrandom::fill(&mut disk).map_err(ServeError::Random)?;
-        let records = Durable::genesis(&file.mesh, &options.id, DiskId(disk), file.genesis_state()?);
+        let records = match options.join {
+            true => join::first_records(&options.id, file, events).await?,
+            false => Durable::genesis(&file.mesh, &options.id, new_disk()?, file.genesis_state()?),
+        };
         let durable = Durable::replay(records.iter().cloned()).map_err(in_replay)?;
         return Ok((Wal::create(&path, &records)?, durable));
     };
     let mut wal = opened.wal;
+    if options.join {
+        let why = "there is a log already, and it is kept. To join anew, have this node removed from the mesh and move the file away";
+        events.say(Level::Info, "join_ignored", json!({"file": shown, "reason": why}));
+    }
     if let Some(cut) = &opened.cut {
         events.say(Level::Warn, "torn_tail_cut", json!({"file": shown, "offset": cut.offset, "bytes": cut.bytes}));
     }
@@ -301,23 +338,18 @@ async fn beat_health(peers: Arc<ArcSwap<PeersFile>>, gateway: Arc<Gateway>, turn
     }
 }
 
-/// Ends at SIGTERM or SIGINT; SIGHUP reads peers.json again. `/readyz` fails from the signal on.
-async fn stop_signal(events: Events, stopping: Arc<AtomicBool>, reread: Sender<()>) {
-    let mut signals = match Signals::new([Signal::Term, Signal::Int, Signal::Hup]) {
-        Ok(signals) => signals,
-        Err(error) => {
-            events.say(Level::Error, "no_signals", json!({"reason": error.to_string()}));
-            return std::future::pending().await;
-        }
-    };
-    while let Some(signal) = signals.next().await {
-        if matches!(signal, Ok(Signal::Hup)) {
-            // A full queue means that it will be read again anyway.
-            let _ = reread.try_send(());
-        } else {
-            break;
-        }
+/// Ends at SIGTERM or SIGINT; never where there are no signals.
+async fn told_to_stop(signals: Option<&mut Signals>, hang_up: impl Fn()) {
+    let Some(signals) = signals else { return std::future::pending().await };
+    while let Some(Ok(Signal::Hup)) = signals.next().await {
+        hang_up();
     }
+}
+
+/// Ends at SIGTERM or SIGINT; SIGHUP reads peers.json again. `/readyz` fails from the signal on.
+async fn stop_signal(mut signals: Option<Signals>, events: Events, stopping: Arc<AtomicBool>, reread: Sender<()>) {
+    // A full queue means that it will be read again anyway.
+    told_to_stop(signals.as_mut(), || reread.try_send(()).unwrap_or_default()).await;
     stopping.store(true, Ordering::Relaxed);
     events.say(Level::Info, "stopping", json!({}));
 }

@@ -131,7 +131,9 @@ impl Loop {
             state,
             broken: None,
         };
-        running.turn(vec![Turn::Input(Input::Tick)]);
+        // Its first beat is to say already which models it lacks.
+        let health = Input::Health(health(&running.parts.gateway));
+        running.turn(vec![Turn::Input(health), Turn::Input(Input::Tick)]);
         loop {
             let mut ready = match next_turns(turns, &mut inbox, running.wait()) {
                 Ok(ready) => ready,
@@ -236,6 +238,12 @@ impl Running {
             }
             Turn::Mesh(MeshEvent::Message { from, incarnation, message }) => {
                 self.batch.inputs.push_back(Input::Message { from, incarnation, message });
+            }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: Some(over) }) => {
+                self.parts.events.say(log::Level::Warn, "relayed", serde_json::json!({"peer": peer, "over": over}));
+            }
+            Turn::Mesh(MeshEvent::Rerouted { peer, over: None }) => {
+                self.parts.events.say(log::Level::Info, "direct_again", serde_json::json!({"peer": peer}));
             }
             Turn::Mesh(MeshEvent::Refused { peer, reason }) => {
                 self.parts.events.say(log::Level::Warn, "refused", serde_json::json!({"peer": peer, "reason": reason}));

@@ -32,6 +32,8 @@ use crate::sim::world::{Switches, World};
 pub struct Options {
     /// How many nodes; drawn if it is not said.
     pub nodes: Option<usize>,
+    /// Each seed is one node cut off, instead of anything.
+    pub cuts: bool,
     /// Only these actions of the plan.
     pub keep: Option<Vec<usize>>,
     /// Parts of the surroundings that are off.
@@ -55,6 +57,8 @@ pub struct Figures {
     pub actions: u64,
     /// Longest time from the end of all faults to agreement, in microseconds.
     pub progress_us_max: u64,
+    /// Longest time from a node's last contact with a majority to when it would still have served a canary, in microseconds.
+    pub served_us_max: u64,
     /// The hash over everything that happened.
     pub trace: u64,
     /// What was met.
@@ -71,6 +75,7 @@ impl Figures {
         self.slots += other.slots;
         self.actions += other.actions;
         self.progress_us_max = self.progress_us_max.max(other.progress_us_max);
+        self.served_us_max = self.served_us_max.max(other.served_us_max);
         self.trace = self.trace.wrapping_add(other.trace);
         self.coverage.add(&other.coverage);
     }
@@ -91,7 +96,7 @@ pub struct Failure {
 
 /// The plan of a seed, as the options have it.
 pub fn planned(seed: u64, options: &Options) -> Plan {
-    let mut plan = Plan::new(seed, options.nodes);
+    let mut plan = if options.cuts { Plan::cut(seed, options.nodes) } else { Plan::new(seed, options.nodes) };
     if let Some(keep) = &options.keep {
         let mut number = 0;
         plan.actions.retain(|_| {
@@ -134,6 +139,9 @@ pub fn node_number(id: &NodeId) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sim::coverage::Situation;
+    use crate::sim::network::Weather;
+    use crate::sim::plan::{Action, What, Wish};
 
     fn run(seed: u64) -> Result<Figures, Failure> {
         super::run(seed, &Options::default(), Switches { brief: true, ..Switches::default() })
@@ -174,14 +182,71 @@ mod tests {
         }
     }
 
+    /// Calm weather in which these pairs are cut apart before anything begins and until all is over, and every node proposes in turn.
+    fn apart(nodes: usize, pairs: &[(usize, usize)], rounds: usize) {
+        let mut plan = Plan::new(7, Some(nodes));
+        let every: Vec<_> = Knob::ALL.map(|(knob, _)| knob).into();
+        plan.without(&every);
+        (plan.weather, plan.heal_majority, plan.actions) = (Weather::CALM, false, Vec::new());
+        let for_us = 3_600_000_000;
+        plan.actions
+            .extend(pairs.iter().map(|(one, other)| Action { at: 0, what: What::Apart { one: *one, other: *other, for_us, seen: true } }));
+        let proposals = nodes * rounds;
+        plan.actions.extend((0..proposals).map(|number| Action {
+            at: (4 + number as u64) * 1_000_000,
+            what: What::Propose { node: number % nodes, wish: Wish::Canary { model: 2, weight: 100 + number as u16 }, key: None },
+        }));
+        plan.heal_at = (6 + proposals as u64) * 1_000_000;
+        let ran = run_plan(7, &plan, Switches { brief: true, ..Switches::default() });
+        let figures = ran.unwrap_or_else(|failure| panic!("{:?}", failure.violation));
+        let times = |situation| figures.coverage.times(situation);
+        assert_eq!((times(Situation::Advance), times(Situation::Aborted)), (proposals as u64, 0), "{figures:?}");
+        // A request and an answer at least, of every proposal and over every pair.
+        let of_pairs = figures.coverage.times(Situation::Relayed);
+        assert!(of_pairs > 2 * (rounds * pairs.len()) as u64, "{figures:?}");
+    }
+
+    #[test]
+    fn with_one_pair_of_three_cut_for_the_whole_run_every_proposal_commits_wherever_it_is_made() {
+        for pair in [(0, 2), (0, 1), (1, 2)] {
+            apart(3, &[pair], 5);
+        }
+    }
+
+    #[test]
+    fn in_a_star_of_five_every_advance_commits_over_the_centre() {
+        for centre in [0, 2, 4] {
+            let pairs = (0..5).flat_map(|one| (one + 1..5).map(move |other| (one, other)));
+            let pairs: Vec<_> = pairs.filter(|(one, other)| *one != centre && *other != centre).collect();
+            assert_eq!(pairs.len(), 6);
+            apart(5, &pairs, 3);
+        }
+    }
+
     #[test]
     fn a_plan_is_the_same_for_the_same_seed_and_can_be_run_in_part() {
         assert_eq!(format!("{:?}", Plan::new(7, None)), format!("{:?}", Plan::new(7, None)));
-        let options = Options { nodes: Some(3), keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
+        let options = Options { nodes: Some(3), cuts: false, keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
         let (whole, part) = (Plan::new(7, Some(3)), planned(7, &options));
         assert_eq!(part.actions, [whole.actions[0].clone(), whole.actions[2].clone()]);
         assert!(!part.has(Knob::Loss) && !part.has(Knob::Overtaking));
         assert!(super::run(7, &options, Switches { brief: true, ..Switches::default() }).is_ok());
+    }
+
+    /// A node that is cut off serves its last canary at most one lease after its last contact with a majority.
+    #[test]
+    fn a_node_that_is_cut_off_falls_back_to_stable_within_a_lease() {
+        let options = Options { cuts: true, ..Options::default() };
+        let mut total = Figures::default();
+        for seed in 0..300 {
+            match super::run(seed, &options, Switches { brief: true, ..Switches::default() }) {
+                Ok(figures) => total.add(&figures),
+                Err(failure) => panic!("seed {seed}: {:?}", failure.violation),
+            }
+        }
+        let longest_us = total.served_us_max;
+        assert!((5_700_000..=6_000_000).contains(&longest_us), "no node came near its lease: {longest_us}");
+        assert!(total.coverage.times(Situation::LeaseLost) >= 300 && total.coverage.times(Situation::AdvanceWithout) > 50, "{total:?}");
     }
 
     /// A mistake is found, made small, and found again by what is left.

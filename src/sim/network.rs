@@ -132,6 +132,11 @@ impl Network {
         [one * self.nodes + other, other * self.nodes + one].iter().all(|way| self.ways[*way].cuts == 0)
     }
 
+    /// Whether anything gets through in this direction.
+    pub fn passes(&self, from: usize, to: usize) -> bool {
+        self.ways[from * self.nodes + to].cuts == 0
+    }
+
     /// From now on calm, and every direction whole but those that `stays_cut` names.
     pub fn heal(&mut self, stays_cut: impl Fn(usize, usize) -> bool) {
         self.weather = Weather::CALM;

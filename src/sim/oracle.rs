@@ -140,6 +140,7 @@ pub struct Oracle {
     excused: Vec<(Slot, u32)>,
     /// The moment of the present step, in microseconds.
     now: u64,
+    served_us_max: u64,
     committed: BTreeMap<TxId, Slot>,
     keys: BTreeMap<String, Slot>,
     aborted_told: BTreeSet<TxId>,
@@ -171,6 +172,7 @@ impl Oracle {
             reduced: Vec::new(),
             excused: Vec::new(),
             now: 0,
+            served_us_max: 0,
             committed: BTreeMap::new(),
             keys: BTreeMap::new(),
             aborted_told: BTreeSet::new(),
@@ -184,6 +186,11 @@ impl Oracle {
     /// The state after everything that any node has decided.
     pub fn state(&self) -> &RoutingState {
         &self.state
+    }
+
+    /// Longest time from a contact with a majority to when a canary would still have been served, in microseconds.
+    pub fn served_us_max(&self) -> u64 {
+        self.served_us_max
     }
 
     /// The newest slot that any node has decided.
@@ -350,7 +357,8 @@ impl Oracle {
             match &tx.change {
                 Change::Members(MemberChange::Remove { .. }) => coverage.met(Situation::MemberRemoved),
                 Change::Members(MemberChange::Add { node, disk_id }) if !self.nodes[node_number(node)].disks.contains(disk_id) => {
-                    coverage.met(Situation::Readmitted);
+                    let first = self.nodes[node_number(node)].disks.is_empty();
+                    coverage.met(if first { Situation::Newcomer } else { Situation::Readmitted });
                 }
                 _ => {}
             }
@@ -412,7 +420,11 @@ impl Oracle {
                     Kind::Config => Situation::Config,
                 });
                 if !commit.excused.is_empty() {
-                    coverage.met(Situation::ExcusedReduce);
+                    coverage.met(match commit.tx.kind {
+                        Kind::Advance => Situation::AdvanceWithout,
+                        Kind::Reduce => Situation::ExcusedReduce,
+                        Kind::Config => Situation::ConfigWithout,
+                    });
                 }
             }
         }
@@ -578,8 +590,9 @@ impl Oracle {
     }
 
     /// A node would serve a canary now. `contact` is when the newest beats were sent that a majority has got.
-    pub fn may_serve(&self, node: usize, head: Slot, contact: u64) -> Verdict {
+    pub fn may_serve(&mut self, node: usize, head: Slot, contact: u64) -> Verdict {
         let (now, name) = (self.now, crate::sim::node_name(node));
+        self.served_us_max = self.served_us_max.max(now - contact);
         if contact + LEASE_US < now {
             let text = format!("{name} serves a canary {} us after its last contact with a majority", now - contact);
             return broken("nobody serves a canary without a lease", text);

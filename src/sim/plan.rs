@@ -20,6 +20,10 @@ pub const FAULTS_US_MAX: u64 = 90_000_000;
 pub const FAULTS_US_MIN: u64 = 20_000_000;
 /// How long the mesh runs on without faults, in microseconds: what wears out slowly shows, and most of the simulated time is here.
 pub const CALM_US: u64 = 600_000_000;
+/// Shortest time for which a pair is cut apart, in microseconds.
+pub const APART_US_MIN: u64 = 5_000_000;
+/// Longest time for which a pair is cut apart, in microseconds.
+pub const APART_US_MAX: u64 = 60_000_000;
 /// Most nodes of a run.
 pub const NODES_MAX: usize = 16;
 
@@ -181,6 +185,17 @@ pub enum What {
         /// The links notice at once.
         seen: bool,
     },
+    /// Nothing goes between the two, in either direction.
+    Apart {
+        /// One end.
+        one: usize,
+        /// The other.
+        other: usize,
+        /// For so many microseconds.
+        for_us: u64,
+        /// The links notice at once.
+        seen: bool,
+    },
     /// Nodes on different sides do not reach each other.
     Split {
         /// Bits: those on one side.
@@ -253,7 +268,7 @@ impl What {
             | What::Misdirect { node }
             | What::Wipe { node, .. } => bit(node),
             What::Cut { from, to, .. } | What::Clog { from, to, .. } => bit(from) | bit(to),
-            What::Flap { one, other } => bit(one) | bit(other),
+            What::Flap { one, other } | What::Apart { one, other, .. } => bit(one) | bit(other),
             What::Blackout { .. } | What::Split { .. } => 0,
         }
     }
@@ -365,7 +380,40 @@ impl Plan {
         } else if members_change {
             plan.members(&mut rng);
         }
+        // Last, so that whatever else happens to a seed does not depend on it.
+        plan.partial(&mut rng);
         // Stable: what was drawn first for a moment comes first in it.
+        plan.actions.sort_by_key(|action| action.at);
+        plan
+    }
+
+    /// One node is cut off from all others for longer than a lease, while a canary is served, and may stand still meanwhile.
+    pub fn cut(seed: u64, nodes: Option<usize>) -> Plan {
+        let mut rng = Rng::with_seed(seed);
+        let nodes = nodes.unwrap_or([3, 3, 5, 4][rng.usize(0..4)]).clamp(2, NODES_MAX);
+        let (weather, habits) = (weather(&mut rng), habits(&mut rng, nodes));
+        let habits = Habits { clocks_ppm: (0..nodes).map(|_| rng.i64(-10_000..=10_000)).collect(), no_one_in: 0, ..habits };
+        let order = (0..nodes).collect();
+        let cut_at = SETTLE_US + rng.u64(8_000_000..14_000_000);
+        let heal_at = cut_at + rng.u64(8_000_000..25_000_000);
+        let (actions, calm_us) = (Vec::new(), 0);
+        let mut plan =
+            Plan { nodes, outsiders: 0, weather, habits, actions, heal_at, calm_us, heal_majority: false, rest_down: false, order };
+        let cut = rng.usize(0..nodes);
+        let others: Vec<_> = (0..nodes).filter(|node| *node != cut).collect();
+        let ask = |plan: &mut Plan, rng: &mut Rng, at: u64, wish: Wish| {
+            plan.push(at, What::Propose { node: others[rng.usize(0..others.len())], wish, key: None });
+        };
+        ask(&mut plan, &mut rng, SETTLE_US + 1_000_000, Wish::Canary { model: 2, weight: 5_000 });
+        plan.push(cut_at, What::Split { side: 1 << cut, for_us: heal_at - cut_at, seen: rng.bool() });
+        for _ in 0..4 {
+            let (at, wish) = (cut_at + rng.u64(0..20_000_000), wish(&mut rng, 3));
+            ask(&mut plan, &mut rng, at, wish);
+        }
+        if rng.bool() {
+            let at = cut_at + rng.u64(0..6_000_000) - 2_000_000;
+            plan.push(at, What::Pause { node: cut, for_us: log_uniform(&mut rng, 500_000, 12_000_000) });
+        }
         plan.actions.sort_by_key(|action| action.at);
         plan
     }
@@ -508,10 +556,38 @@ impl Plan {
                 at += rng.u64(1_000..1_500_000);
                 self.push(at, What::Propose { node: rng.usize(0..members), wish: Wish::Admit(newcomer), key: None });
             }
+            for _ in 0..3 {
+                // When whoever is cut off has been fenced, or is back.
+                let later = start + rng.u64(7_000_000..30_000_000);
+                self.push(later, What::Propose { node: rng.usize(0..self.nodes), wish: Wish::Admit(newcomer), key: None });
+            }
         }
         for _ in 0..6 {
             at += rng.u64(1_000..1_500_000);
             self.push(at, What::Propose { node: rng.usize(0..self.nodes), wish: wish(rng, 3), key: None });
+        }
+    }
+
+    /// Pairs that are cut apart for long, one alone or all but those of a centre: a star. No majority is cut off by that.
+    fn partial(&mut self, rng: &mut Rng) {
+        if self.nodes < 3 || !some_of(rng, 3) {
+            return;
+        }
+        for _ in 0..rng.u32(1..4) {
+            let at = rng.u64(SETTLE_US / 2..self.heal_at);
+            let (for_us, seen) = (rng.u64(APART_US_MIN..=APART_US_MAX), rng.bool());
+            if rng.bool() {
+                let one = rng.usize(0..self.nodes);
+                let other = (one + rng.usize(1..self.nodes)) % self.nodes;
+                self.push(at, What::Apart { one, other, for_us, seen });
+                continue;
+            }
+            let centre = rng.usize(0..self.nodes);
+            for one in (0..self.nodes).filter(|one| *one != centre) {
+                for other in (one + 1..self.nodes).filter(|other| *other != centre) {
+                    self.push(at, What::Apart { one, other, for_us, seen });
+                }
+            }
         }
     }
 

@@ -10,6 +10,7 @@ use crate::core::ids::{DiskId, Incarnation, NodeId, Time};
 use crate::core::io::{Input, LogIndex};
 use crate::core::message::Message;
 use crate::core::record::Record;
+use crate::core::routes::Routes;
 use crate::sim::disk::Disk;
 use crate::sim::plan::Boundary;
 
@@ -66,6 +67,8 @@ pub struct Clock {
 }
 
 const MILLION: u64 = 1_000_000;
+/// Beats whose sending is remembered: more than any message outlives.
+const BEATS_KEPT_MAX: usize = 4_096;
 
 impl Clock {
     fn rate(self) -> u64 {
@@ -114,6 +117,8 @@ pub struct Process {
     pub paused_from: Option<u64>,
     /// Until when it may serve a canary, by its clock.
     pub lease_until: Time,
+    /// The newest beats of this start, and when they were sent, in microseconds.
+    pub beats: VecDeque<(u64, u64)>,
     /// For each node: when the newest beat was sent that it has got from this start, in microseconds.
     pub contacts: Vec<u64>,
     /// Inputs that wait for the next turn.
@@ -144,6 +149,8 @@ pub struct Process {
     pub held_down: bool,
     /// Every other member has recorded its disk, and it has synced that.
     pub admitted: bool,
+    /// Its links, direct and over third nodes.
+    pub routes: Routes,
 }
 
 impl Process {
@@ -152,6 +159,24 @@ impl Process {
         match &self.state {
             State::Up(node) => Some(node),
             _ => None,
+        }
+    }
+
+    /// A beat is sent, perhaps to several.
+    pub fn sends_beat(&mut self, beat: u64, now: u64) {
+        if self.beats.back().is_none_or(|(last, _)| *last < beat) {
+            self.beats.push_back((beat, now));
+        }
+        if self.beats.len() > BEATS_KEPT_MAX {
+            self.beats.pop_front();
+        }
+    }
+
+    /// A beat of this incarnation has got to a node.
+    pub fn contact(&mut self, to: usize, incarnation: Incarnation, beat: u64) {
+        let sent = self.beats.iter().rev().find(|(sent, _)| *sent == beat).filter(|_| incarnation == self.incarnation);
+        if let Some((_, at)) = sent {
+            self.contacts[to] = self.contacts[to].max(*at);
         }
     }
 
@@ -167,6 +192,7 @@ impl Process {
         (self.phase, self.wake_at, self.fuse, self.paused_until) = (Phase::Idle, None, None, 0);
         (self.lease_until, self.paused_from) = (Time(0), None);
         self.contacts.fill(0);
+        self.beats.clear();
     }
 }
 

@@ -3,6 +3,8 @@
 //! Events are ordered by (time, number): two at one time happen in the order they were planned. Every one of them goes into the trace
 //! hash, so two runs with one hash did the same.
 
+mod relay;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
@@ -16,6 +18,7 @@ use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, Rou
 use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer, Snapshot};
 use crate::core::record::Record;
+use crate::core::routes::Start;
 use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
 use crate::core::value::{AbortCause, Vote, genesis_hash};
 use crate::sim::coverage::{Coverage, Situation};
@@ -61,6 +64,8 @@ enum Event {
     Dial { one: usize, other: usize },
     LinkUp { node: usize, start: u64, peer: usize, peer_start: u64, link: Link },
     LinkDown { node: usize, peer: usize, connection: u64 },
+    Tell { from: usize, to: usize },
+    Forward { from: usize, over: usize, to: usize, connection: u64, incarnation: Incarnation, message: Message },
     Vetted { node: usize, start: u64, slot: Slot, ballot: Ballot, vote: Vote },
     Act(usize),
     Start { node: usize, start: u64 },
@@ -86,9 +91,8 @@ struct Sent {
     connection: u64,
     /// The start of the receiver that it was meant for.
     start: u64,
-    /// The sender's own start, and when it was sent, in microseconds.
-    by: u64,
-    at: u64,
+    /// Who has passed it on, and from which start of the sender. The connection is that one's.
+    over: Option<(usize, Start)>,
 }
 
 /// Those that are healed, and what is asked of them.
@@ -116,6 +120,8 @@ pub struct World<'a> {
     network: Network,
     processes: Vec<Process>,
     linked: Vec<Option<Link>>,
+    /// What each end of a connection has still to tell the other of its links.
+    telling: Vec<VecDeque<relay::News>>,
     /// The newest connection that each end was told of.
     known: Vec<u64>,
     refused_until: Vec<u64>,
@@ -177,6 +183,7 @@ impl<'a> World<'a> {
                 paused_until: 0,
                 paused_from: None,
                 lease_until: Time(0),
+                beats: VecDeque::new(),
                 contacts: vec![0; plan.nodes],
                 arrived: VecDeque::new(),
                 inputs: VecDeque::new(),
@@ -193,6 +200,7 @@ impl<'a> World<'a> {
                 held_down: false,
                 // Whoever is no member yet needs nobody's record.
                 admitted: node >= plan.nodes - plan.outsiders,
+                routes: relay::routes(node, plan.nodes),
             });
         }
         World {
@@ -206,6 +214,7 @@ impl<'a> World<'a> {
             network,
             processes,
             linked: vec![None; plan.nodes * plan.nodes],
+            telling: (0..plan.nodes * plan.nodes).map(|_| VecDeque::new()).collect(),
             known: vec![0; plan.nodes * plan.nodes],
             refused_until: vec![0; plan.nodes * plan.nodes],
             dials: vec![0; plan.nodes * plan.nodes],
@@ -249,6 +258,7 @@ impl<'a> World<'a> {
             slots: self.oracle.head(),
             actions: self.plan.actions.iter().filter(|action| action.at <= healed_at).count() as u64,
             progress_us_max: progress_us,
+            served_us_max: self.oracle.served_us_max(),
             trace: self.trace,
             coverage: self.coverage,
         };
@@ -329,6 +339,11 @@ impl<'a> World<'a> {
             Event::Dial { one, other } => self.dial(one, other),
             Event::LinkUp { node, start, peer, peer_start, link } => self.link_up(node, start, peer, peer_start, link),
             Event::LinkDown { node, peer, connection } => self.link_down(node, peer, connection),
+            Event::Tell { from, to } => self.hear(from, to),
+            Event::Forward { from, over, to, connection, incarnation, message } => {
+                self.forward(from, over, to, connection, incarnation, message);
+                Ok(())
+            }
             Event::Vetted { node, start, slot, ballot, vote } => {
                 if self.processes[node].start != start {
                     return Ok(());
@@ -420,6 +435,14 @@ impl<'a> World<'a> {
                     }
                 }
                 self.say(|| format!("nodes {side:b} are split off for {for_us} us"));
+                Ok(())
+            }
+            What::Apart { one, other, for_us, seen } => {
+                self.coverage.met(Situation::PairApart);
+                self.cut(one, other, for_us, seen);
+                self.cut(other, one, for_us, seen);
+                let (one, other) = (self.name(one).clone(), self.name(other).clone());
+                self.say(|| format!("{one} and {other} are cut apart for {for_us} us"));
                 Ok(())
             }
             What::Flap { one, other } => {
@@ -564,6 +587,7 @@ impl<'a> World<'a> {
         }
         self.coverage.met(if power { Situation::PowerLost } else { Situation::Killed });
         process.end(self.starts);
+        process.routes = relay::routes(node, self.plan.nodes);
         if power {
             process.disk.power_gone();
             process.clock.offset = process.rng.u64(0..1 << 40);
@@ -591,6 +615,7 @@ impl<'a> World<'a> {
         self.say(|| format!("{name} cannot write its log ({failed:?}) and takes no further part"));
         let process = &mut self.processes[node];
         process.end(self.starts);
+        process.routes = relay::routes(node, self.plan.nodes);
         process.state = State::Broken;
         let (start, repair_us) = (process.start, process.repair_us);
         for peer in 0..self.plan.nodes {
@@ -720,7 +745,13 @@ impl<'a> World<'a> {
             self.dials[pair] = 0;
         }
         let runs = |process: &Process| process.node().is_some() && process.paused_until <= self.now;
-        if !runs(&self.processes[one]) || !runs(&self.processes[other]) || !self.network.connects(one, other) {
+        let (one_runs, other_runs) = (runs(&self.processes[one]), runs(&self.processes[other]));
+        for (node, runs) in [(one, one_runs), (other, other_runs)] {
+            if runs {
+                self.retry_relayed(node)?;
+            }
+        }
+        if !one_runs || !other_runs || !self.network.connects(one, other) {
             // Whatever is in the way dials again when it ends.
             return Ok(());
         }
@@ -753,29 +784,27 @@ impl<'a> World<'a> {
             return Ok(());
         }
         self.known[node * self.plan.nodes + peer] = link.connection;
-        let id = self.name(peer).clone();
-        if let Some(old) = self.link(node, peer).replace(link) {
-            let down = Input::LinkDown { peer: id.clone(), incarnation: old.incarnation };
-            self.processes[node].arrived.push_back(down);
-        }
+        let replaces = self.link(node, peer).replace(link).is_some();
         if self.processes[peer].start != peer_start {
             self.down_at(node, peer, 1_000_000);
         }
-        let (ours, Link { incarnation, disk_id, .. }) = (self.name(node).clone(), link);
-        self.say(|| format!("{ours} has a link to {id} (incarnation {incarnation})"));
-        let peer = self.name(peer).clone();
-        self.arrive(node, Input::LinkUp { peer, incarnation, disk_id })
+        let incarnation = link.incarnation;
+        self.say(|| format!("{} has a link to {} (incarnation {incarnation})", node_name(node), node_name(peer)));
+        self.direct_up(node, peer, link, replaces);
+        self.go(node)
     }
 
     fn link_down(&mut self, node: usize, peer: usize, connection: u64) -> Verdict {
-        let Some(link) = self.link(node, peer).take_if(|link| link.connection == connection) else { return Ok(()) };
+        if self.link(node, peer).take_if(|link| link.connection == connection).is_none() {
+            return Ok(());
+        }
         let us = if self.network.connects(node, peer) { self.rng.u64(0..5_000) } else { self.rng.u64(0..SILENCE_US_MAX) };
         self.after(us, Event::LinkDown { node: peer, peer: node, connection });
         let us = self.rng.u64(50_000..2_000_000);
         self.dial_at(node, peer, us);
-        let (ours, peer) = (self.name(node).clone(), self.name(peer).clone());
-        self.say(|| format!("{ours} has lost its link to {peer}"));
-        self.arrive(node, Input::LinkDown { peer, incarnation: link.incarnation })
+        self.say(|| format!("{} has lost its link to {}", node_name(node), node_name(peer)));
+        self.direct_down(node, peer, "lost");
+        self.go(node)
     }
 
     /// `node` notices after so many microseconds that its link to `peer` is gone.
@@ -797,25 +826,28 @@ impl<'a> World<'a> {
     fn transmit(&mut self, from: usize, to: usize, message: Message) -> Verdict {
         self.oracle.left(from, &message)?;
         self.situation_of(from, &message);
-        let Some(Link { connection, .. }) = *self.link(from, to) else { return Ok(()) };
+        let Some(Link { connection, .. }) = *self.link(from, to) else {
+            self.transmit_over(from, to, message);
+            return Ok(());
+        };
+        let sent = Sent { incarnation: self.processes[from].incarnation, connection, start: self.processes[to].start, over: None };
+        self.hop(from, to, message, |message| Event::Deliver { from, to, sent, message });
+        Ok(())
+    }
+
+    /// Something goes over a direct link: none, one or two times it gets there.
+    fn hop(&mut self, from: usize, to: usize, message: Message, arrives: impl Fn(Message) -> Event) {
         self.messages += 1;
         let fate = self.network.send(self.now, from, to);
-        let (ours, start) = (&self.processes[from], self.processes[to].start);
-        let sent = Sent { incarnation: ours.incarnation, connection, start, by: ours.start, at: self.now };
-        match fate.first {
-            None => self.coverage.met(Situation::MessageLost),
-            Some(at) => {
-                if fate.overtakes {
-                    self.coverage.met(Situation::MessageOvertaken);
-                }
-                if let Some(copy) = fate.copy {
-                    self.coverage.met(Situation::MessageCopied);
-                    self.at(copy, Event::Deliver { from, to, sent, message: message.clone() });
-                }
-                self.at(at, Event::Deliver { from, to, sent, message });
-            }
+        let Some(at) = fate.first else { return self.coverage.met(Situation::MessageLost) };
+        if fate.overtakes {
+            self.coverage.met(Situation::MessageOvertaken);
         }
-        Ok(())
+        if let Some(copy) = fate.copy {
+            self.coverage.met(Situation::MessageCopied);
+            self.at(copy, arrives(message.clone()));
+        }
+        self.at(at, arrives(message));
     }
 
     fn situation_of(&mut self, from: usize, message: &Message) {
@@ -836,7 +868,8 @@ impl<'a> World<'a> {
     }
 
     fn deliver(&mut self, from: usize, to: usize, sent: Sent, message: Message) -> Verdict {
-        let Sent { mut incarnation, connection, start, by, at } = sent;
+        let Sent { mut incarnation, connection, start, over } = sent;
+        let last_hop = over.map_or(from, |(over, _)| over);
         let process = &mut self.processes[to];
         if process.node().is_none() {
             return Ok(());
@@ -849,18 +882,23 @@ impl<'a> World<'a> {
                 return Ok(());
             }
             self.coverage.met(Situation::LateForRestarted);
-        } else if connection > self.known[to * self.plan.nodes + from] {
-            // This end has not been told of the connection yet: until then its bytes wait in the socket.
+        } else if connection > self.known[to * self.plan.nodes + last_hop] || over.is_some() && self.has_news(last_hop, to, connection) {
+            // This end has not been told of the connection yet: until then its bytes wait in the socket. What was told on it before comes
+            // before.
             self.after(LINK_US_MAX / 4, Event::Deliver { from, to, sent, message });
             return Ok(());
+        }
+        if let Some((over, start)) = over {
+            if !self.processes[to].routes.counts(self.name(over), self.name(from), start) {
+                return Ok(());
+            }
+            self.coverage.met(Situation::Relayed);
         }
         if mixes {
             incarnation = self.linked[to * self.plan.nodes + from].map_or(incarnation, |link| link.incarnation);
         }
-        if let (Message::Heartbeat(_), sender) = (&message, &mut self.processes[from])
-            && sender.start == by
-        {
-            sender.contacts[to] = sender.contacts[to].max(at);
+        if let Message::Heartbeat(beat) = &message {
+            self.processes[from].contact(to, sent.incarnation, beat.beat);
         }
         let (slot, round) = transcript::coordinates(&message);
         self.mix(&[4, self.now, (from * 16 + to) as u64, transcript::number(&message), slot, round]);
@@ -1164,6 +1202,9 @@ impl<'a> World<'a> {
             }
             Output::Send { to, message, after } => {
                 let start = self.processes[node].start;
+                if let Message::Heartbeat(beat) = &message {
+                    self.processes[node].sends_beat(beat.beat, self.now);
+                }
                 self.oracle.asked(node, start, &message)?;
                 match after {
                     After::Synced(index) if index > self.processes[node].synced => {
@@ -1195,9 +1236,9 @@ impl<'a> World<'a> {
                 }
                 self.say(|| format!("{} refuses {}: {reason}", node_name(node), node_name(peer)));
                 self.down_at(peer, node, 500);
-                if let Some(link) = self.link(node, peer).take() {
-                    let down = Input::LinkDown { peer: node_name(peer), incarnation: link.incarnation };
-                    self.processes[node].inputs.push_back(down);
+                self.refuse_relayed(node, peer, &reason);
+                if self.link(node, peer).take().is_some() {
+                    self.direct_down(node, peer, &reason);
                 }
                 let (one, other) = (node.min(peer), node.max(peer));
                 self.refused_until[one * self.plan.nodes + other] = self.now + REFUSED_RETRY_US;
@@ -1247,6 +1288,15 @@ impl<'a> World<'a> {
         }
         match event {
             CoreEvent::CaughtUp { slot } => self.oracle.caught_up(node, *slot),
+            CoreEvent::LeaseHeld | CoreEvent::LeaseLost | CoreEvent::Fenced { .. } | CoreEvent::FenceLifted { .. } => {
+                self.coverage.met(match event {
+                    CoreEvent::LeaseHeld => Situation::LeaseHeld,
+                    CoreEvent::LeaseLost => Situation::LeaseLost,
+                    CoreEvent::Fenced { .. } => Situation::Fenced,
+                    _ => Situation::FenceLifted,
+                });
+                Ok(())
+            }
             CoreEvent::Diverged { reason } => broken("nobody diverges", format!("{}: {reason}", node_name(node))),
             CoreEvent::GaveUp { reason, .. } => {
                 if *reason == AbortCause::Preempted(None).to_string() {

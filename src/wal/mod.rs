@@ -70,8 +70,9 @@ pub enum WalError {
     /// Something that had been synced is no longer what it was.
     #[error(
         "{path}: the log is damaged in the group at byte {offset}: {flaw}. Do not delete it: it holds what this node has promised. \
-         Put a copy back that was made after this node stopped (an older one has forgotten promises). Without one the node stays out: this \
-         version cannot admit it anew. `canary-mesh log verify {path}` checks a file",
+         Put a copy back that was made after this node stopped (an older one has forgotten promises). Without one its votes are \
+         lost: remove the node (`canary-mesh members remove NODE`), keep the file elsewhere, start it with `serve --join` and add it \
+         (`canary-mesh members add NODE`). `canary-mesh log verify {path}` checks a file",
         path = path.display(), offset = damage.offset, flaw = damage.flaw
     )]
     Corrupt {

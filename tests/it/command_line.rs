@@ -6,16 +6,16 @@ use serde_json::Value;
 
 use crate::mesh::{BINARY, Mesh, wait_for};
 
-fn run(mesh: &Mesh, words: &[&str]) -> Output {
+pub fn run(mesh: &Mesh, words: &[&str]) -> Output {
     let endpoints = mesh.nodes.iter().flat_map(|node| ["--endpoint".to_owned(), format!("127.0.0.1:{}", node.data)]);
     Command::new(BINARY).args(endpoints).args(words).env_remove("CANARY_MESH_ENDPOINT").output().unwrap()
 }
 
-fn code(output: &Output) -> i32 {
+pub fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
 }
 

@@ -16,6 +16,7 @@ mod data_plane;
 mod history;
 mod leases;
 mod logs;
+mod members;
 mod mesh;
 mod nemesis;
 mod partitions;

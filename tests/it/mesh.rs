@@ -81,6 +81,24 @@ pub fn wait_for(what: &str, mut ready: impl FnMut() -> bool) {
     }
 }
 
+impl Node {
+    fn new(id: &str, ports: &[u16], dir: &Path) -> Node {
+        Node {
+            id: id.to_owned(),
+            control: ports[0],
+            data: ports[1],
+            models: PathBuf::from(MODELS),
+            logs: dir.join("logs"),
+            peers: dir.join("peers.json"),
+            process: None,
+        }
+    }
+
+    fn peer(&self) -> Value {
+        json!({"id": self.id, "control": format!("127.0.0.1:{}", self.control), "data": format!("127.0.0.1:{}", self.data)})
+    }
+}
+
 impl Mesh {
     /// A mesh that is not started yet, with a heartbeat of 200 ms and votes within 1 s.
     pub fn new(ids: &[&str]) -> Mesh {
@@ -91,23 +109,13 @@ impl Mesh {
     /// With this timing, and these limits of the gate.
     pub fn with(dir: TempDir, ids: &[&str], timing: &Value, gate: &Value) -> Mesh {
         let ports = free_ports(ids.len() * 2);
-        let node = |(id, ports): (&&str, &[u16])| Node {
-            id: (*id).to_owned(),
-            control: ports[0],
-            data: ports[1],
-            models: PathBuf::from(MODELS),
-            logs: dir.path().join("logs"),
-            peers: dir.path().join("peers.json"),
-            process: None,
-        };
-        let nodes: Vec<_> = ids.iter().zip(ports.chunks(2)).map(node).collect();
-        let peer = |node: &Node| json!({"id": node.id, "control": format!("127.0.0.1:{}", node.control), "data": format!("127.0.0.1:{}", node.data)});
+        let nodes: Vec<_> = ids.iter().zip(ports.chunks(2)).map(|(id, ports)| Node::new(id, ports, dir.path())).collect();
         let peers = json!({
             "mesh": "test",
             "timing": timing,
             "advance_votes": "unfenced",
             "genesis": {"default": {"stable_model_id": "digits-v1", "gate": gate}},
-            "peers": nodes.iter().map(peer).collect::<Vec<_>>(),
+            "peers": nodes.iter().map(Node::peer).collect::<Vec<_>>(),
         });
         let mesh = Mesh { dir, nodes, peers };
         mesh.write_peers(&mesh.peers);
@@ -122,6 +130,15 @@ impl Mesh {
         }
         mesh.wait_ready();
         mesh
+    }
+
+    /// A node more, in peers.json but not started; its place.
+    pub fn add_node(&mut self, id: &str) -> usize {
+        let node = Node::new(id, &free_ports(2), self.dir.path());
+        self.peers["peers"].as_array_mut().unwrap().push(node.peer());
+        self.write_peers(&self.peers);
+        self.nodes.push(node);
+        self.nodes.len() - 1
     }
 
     pub fn peers_file(&self) -> PathBuf {
@@ -189,7 +206,11 @@ impl Mesh {
 
     /// Runs a node that is expected to refuse to start; its exit code and what it says.
     pub fn refused_start(&self, at: usize) -> (i32, String) {
-        let output = self.command(at, &[]).output().unwrap();
+        self.refused_start_with(at, &[])
+    }
+
+    pub fn refused_start_with(&self, at: usize, flags: &[&str]) -> (i32, String) {
+        let output = self.command(at, flags).output().unwrap();
         (output.status.code().unwrap_or(-1), String::from_utf8(output.stderr).unwrap())
     }
 

@@ -27,6 +27,65 @@ fn the_side_without_a_majority_cannot_commit_and_catches_up_when_healed() {
     assert_eq!(mesh.json(0, "/routing/state")["weights"], json!({"stable": 95.0, "canary": 5.0}));
 }
 
+/// What `node` says of its link to `peer`: in a word, and why.
+fn link(mesh: &Mesh, node: usize, peer: &str) -> (String, String) {
+    let peers = mesh.json(node, "/peers");
+    let peer = peers["peers"].as_array().unwrap().iter().find(|other| other["node"] == peer).unwrap().clone();
+    (peer["link"].as_str().unwrap().to_owned(), peer["reason"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn two_nodes_cut_apart_decide_over_the_third_that_is_cut_from_neither() {
+    let mesh = Mesh::started();
+    mesh.cut(&[&["node-a"], &["node-c"]]);
+    let relayed = ("relayed".to_owned(), "over node-b: cut by partitions in peers.json".to_owned());
+    wait_for("node-a and node-c reach each other over node-b", || {
+        link(&mesh, 0, "node-c") == relayed && link(&mesh, 2, "node-a") == relayed
+    });
+    for (at, percent) in [10.0, 20.0, 30.0, 40.0, 50.0, 60.0].into_iter().enumerate() {
+        // Every member's vote is needed: the links over node-b carry them.
+        let answer = mesh.advance(at % 3, "digits-v2", percent).unwrap();
+        assert_eq!(answer.status, 200, "proposed at node {}: {answer:?}", at % 3);
+        mesh.wait_agreement();
+    }
+    for (at, peer) in [(0, "node-c"), (2, "node-a")] {
+        wait_for("its beats come through", || {
+            let peers = mesh.json(at, "/peers");
+            peers["peers"].as_array().unwrap().iter().any(|other| other["node"] == peer && other["alive"] == true && other["slot"] == 6)
+        });
+        assert_eq!(mesh.get(at, "/readyz").unwrap().status, 200);
+    }
+    let metrics = String::from_utf8(mesh.get(1, "/metrics").unwrap().body).unwrap();
+    let forwarded = metrics.lines().find_map(|line| line.strip_prefix("canary_mesh_relay_messages_total{outcome=\"forwarded\"} ")).unwrap();
+    assert!(forwarded.parse::<f64>().unwrap() > 20.0, "{forwarded}");
+    let events = |at: usize, event: &str| {
+        let lines = mesh.events_of(at);
+        lines.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).map(str::to_owned).collect::<Vec<_>>()
+    };
+    wait_for("the events say so", || events(0, "relayed").iter().any(|line| line.contains("\"over\":\"node-b\"")));
+    mesh.heal();
+    mesh.wait_ready();
+    wait_for("the events say that it is over", || events(0, "direct_again").iter().any(|line| line.contains("node-c")));
+    assert_eq!(link(&mesh, 0, "node-c"), ("up".to_owned(), String::new()));
+    assert_eq!(mesh.advance(2, "digits-v2", 70.0).unwrap().status, 200);
+    mesh.wait_agreement();
+}
+
+#[test]
+fn a_link_over_a_third_node_ends_with_that_node_and_comes_back_with_it() {
+    let mut mesh = Mesh::started();
+    mesh.cut(&[&["node-a"], &["node-c"]]);
+    wait_for("node-a reaches node-c over node-b", || link(&mesh, 0, "node-c").0 == "relayed");
+    mesh.kill(1);
+    wait_for("node-a is alone", || link(&mesh, 0, "node-c").0 == "cut" && link(&mesh, 2, "node-a").0 == "cut");
+    assert_eq!(mesh.advance(0, "digits-v2", 10.0).unwrap().status, 503);
+    mesh.start(1, &[]);
+    wait_for("node-a reaches node-c again", || link(&mesh, 0, "node-c").0 == "relayed" && link(&mesh, 2, "node-a").0 == "relayed");
+    mesh.wait_node_ready(1);
+    wait_for("an advance commits again", || mesh.advance(0, "digits-v2", 10.0).is_some_and(|answer| answer.status == 200));
+    mesh.wait_agreement();
+}
+
 #[test]
 fn a_bad_peers_file_is_refused_and_the_old_one_kept() {
     let mesh = Mesh::started();

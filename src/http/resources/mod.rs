@@ -3,6 +3,7 @@
 pub(super) mod health;
 pub(super) mod history;
 pub(super) mod index;
+pub(super) mod members;
 pub(super) mod metrics;
 pub(super) mod openapi;
 pub(super) mod peers;

@@ -139,9 +139,19 @@ mod tests {
     #[test]
     fn what_is_answered_is_what_the_document_says() {
         let document = document();
-        for path in
-            ["/routing", "/routing/state", "/health", "/peers", "/history", "/rollouts", "/v2", "/v2/health/live", "/v2/health/ready"]
-        {
+        for path in [
+            "/routing",
+            "/routing/state",
+            "/health",
+            "/peers",
+            "/members",
+            "/snapshot",
+            "/history",
+            "/rollouts",
+            "/v2",
+            "/v2/health/live",
+            "/v2/health/ready",
+        ] {
             let answer = get(Fake::default(), path);
             check(&document, schema_of(&document, "get", path, 200), &answer.json(), path).unwrap();
         }
@@ -152,6 +162,8 @@ mod tests {
             ("get", "/history", get(Fake::default(), "/history?limit=x")),
             ("post", "/transactions", post(Fake::default(), "/transactions", "{}")),
             ("post", "/rollback", post(Fake::default(), "/rollback", "{")),
+            ("post", "/members", post(Fake::default(), "/members", "{}")),
+            ("get", "/snapshot", get(Fake { ready: false, ..Fake::default() }, "/snapshot")),
             ("get", "/transactions/{txid}", get(Fake::default(), "/transactions/x")),
             ("get", "/rollouts/{id}", get(Fake::default(), "/rollouts/x")),
         ] {
@@ -172,5 +184,6 @@ mod tests {
         let document = document();
         example::<api::TransactionRequest>(&document, "/transactions");
         example::<api::RollbackRequest>(&document, "/rollback");
+        example::<api::MembersRequest>(&document, "/members");
     }
 }

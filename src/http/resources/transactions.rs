@@ -44,7 +44,7 @@ pub(crate) async fn show(request: Request<State>) -> tide::Result {
 }
 
 /// The status that goes with a receipt.
-fn status(receipt: &Receipt) -> u16 {
+pub(super) fn status(receipt: &Receipt) -> u16 {
     match (receipt.outcome, receipt.error_code.as_deref()) {
         (Outcome::Committed, _) => 200,
         (Outcome::Unknown, _) => 504,
