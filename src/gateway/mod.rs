@@ -47,6 +47,7 @@ pub use crate::gateway::upstream::StreamError;
 use crate::clock;
 use crate::core::gate::RouteEvidence;
 use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
+use crate::core::io::Applied;
 use crate::core::state::{Model, Route, RoutingState};
 use crate::gateway::models::Models;
 use crate::gateway::repository::Repository;
@@ -127,6 +128,21 @@ impl Gateway {
     /// Routes by this state from now on; requests under way keep theirs. Never blocks: models that are not loaded are loaded in the
     /// background, and until then a canary's requests fall back to stable and a stable's are answered 503.
     pub fn route(&self, state: &RoutingState) {
+        self.route_by(state, None);
+    }
+
+    /// The same, and what is routed by can be asked for.
+    pub fn apply(&self, applied: &Applied) {
+        self.route_by(&applied.state, Some(applied.clone()));
+    }
+
+    /// What new requests are routed by since the last [`Gateway::apply`]. Whoever shows the state to callers must not show less: a
+    /// caller that was answered by one version would see one from before it.
+    pub fn applied(&self) -> Option<Applied> {
+        self.snapshot.load().applied.clone()
+    }
+
+    fn route_by(&self, state: &RoutingState, applied: Option<Applied>) {
         let old = self.snapshot.load();
         let models: Vec<&Model> = state.routes.values().flat_map(Route::models).collect();
         let mut held = self.models.hold(&models).into_iter();
@@ -145,7 +161,7 @@ impl Gateway {
             let (weights, gate) = (route.weights, route.gate);
             routes.insert(name.clone(), RouteSnapshot { weights, gate, stable, canary, previous_stable });
         }
-        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), routes }));
+        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), applied, routes }));
     }
 
     /// From this moment of the gateway's clock on no request is given to a canary; before the first call, none is. In force at once:

@@ -7,6 +7,7 @@ use http::HeaderValue;
 
 use crate::core::gate::GateLimits;
 use crate::core::ids::{RouteName, Time};
+use crate::core::io::Applied;
 use crate::core::state::{Model, Weights};
 use crate::gateway::backend::Backend;
 use crate::gateway::models::Held;
@@ -17,6 +18,8 @@ use crate::gateway::stats::VariantStats;
 pub(crate) struct Snapshot {
     /// The routing version, as answers name it.
     pub(crate) version: HeaderValue,
+    /// The decision that this is the state of, as the core said it; `None` before the first.
+    pub(crate) applied: Option<Applied>,
     pub(crate) routes: BTreeMap<RouteName, RouteSnapshot>,
 }
 
@@ -43,7 +46,7 @@ pub(crate) struct Serving {
 impl Snapshot {
     /// No route at all: before the node has read its routing state.
     pub(crate) fn empty() -> Snapshot {
-        Snapshot { version: HeaderValue::from(0u64), routes: BTreeMap::new() }
+        Snapshot { version: HeaderValue::from(0u64), applied: None, routes: BTreeMap::new() }
     }
 }
 

@@ -13,7 +13,8 @@ use crate::api;
 use crate::clock;
 use crate::core::gate::judge;
 use crate::core::ids::{ModelId, NodeId, RouteName, Slot, Time, TxId};
-use crate::core::io::{Outcome, Proposal, Receipt};
+use crate::core::io::{Applied, Outcome, Proposal, Receipt};
+use crate::core::message::Head;
 use crate::core::state::{CanaryChange, Change, ChangeError, Kind, Model, Route, RouteChange, RoutingState, Transaction};
 use crate::core::value::{AbortCause, CastVote, Decision, Value};
 use crate::gateway::Gateway;
@@ -269,19 +270,26 @@ impl ControlPlane {
 impl http::Control for ControlPlane {
     fn routing(&self) -> api::Routing {
         let view = self.view.load();
-        let open = view.open.as_ref().map(|(slot, txid, since)| api::OpenView {
+        // Predictions may go by a decision already that the view of this turn will show.
+        let (head, state) = match self.gateway.applied() {
+            Some(Applied { state, slot, state_hash }) if slot > view.head.slot => {
+                (Head { slot, version: state.version, state_hash }, state)
+            }
+            _ => (view.head, view.state.clone()),
+        };
+        let open = view.open.as_ref().filter(|(slot, ..)| *slot > head.slot).map(|(slot, txid, since)| api::OpenView {
             slot: *slot,
             txid: txid.clone(),
             since_ms: clock::time().ms_since(*since),
         });
         api::Routing {
             node: self.id.clone(),
-            slot: view.head.slot,
-            version: view.head.version,
-            state_hash: view.head.state_hash,
-            txid: view.state.txid.clone(),
-            members: view.state.members.keys().cloned().collect(),
-            routes: view.state.routes.iter().map(|(name, route)| (name.clone(), route_view(route))).collect(),
+            slot: head.slot,
+            version: head.version,
+            state_hash: head.state_hash,
+            txid: state.txid.clone(),
+            members: state.members.keys().cloned().collect(),
+            routes: state.routes.iter().map(|(name, route)| (name.clone(), route_view(route))).collect(),
             lease: view.lease(clock::time()),
             fenced: view.fenced.clone(),
             open,

@@ -358,9 +358,7 @@ impl Running {
 
     fn apply(&mut self, applied: &Applied) {
         self.state = applied.state.clone();
-        self.parts.gateway.route(&applied.state);
-        // Before the next sync, so that /routing is not behind what predictions say.
-        self.publish();
+        self.parts.gateway.apply(applied);
     }
 
     /// Appends what has gathered, with one sync. After an error nothing is ever written again: the node stops taking part,
@@ -405,13 +403,23 @@ impl Running {
         async_std::task::spawn(async move { mesh.stop().await });
     }
 
+    /// The head that goes with the state. A step may decide several slots, and a caller is answered between two of them: the core is
+    /// ahead of what has been applied then. Aborts leave the version as it is.
+    fn head(&self) -> Head {
+        let head = self.parts.node.durable().head();
+        match self.parts.gateway.applied() {
+            Some(Applied { state, slot, state_hash }) if state.version != head.version => Head { slot, version: state.version, state_hash },
+            _ => head,
+        }
+    }
+
     /// Shows the others what the core is now.
     fn publish(&mut self) {
         if self.lazy_since.is_none() && !self.batch.records.is_empty() {
             self.lazy_since = Some(clock::time());
         }
         let node = &self.parts.node;
-        let head: Head = node.durable().head();
+        let head = self.head();
         let open = node.open_transaction();
         let slot = head.slot + 1;
         self.open_since = match (&open, self.open_since) {
