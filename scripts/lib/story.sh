@@ -159,19 +159,18 @@ links_are() {
   [[ $(grep -c "\"link\": \"$1\"" <<<"$picture") == "$2" ]]
 }
 
-# The lease of this node, as it tells itself: whether it holds one.
-lease_of() {
-  "$binary" status --endpoint "${data[$1]}" --output json 2>/dev/null | grep -A 1 '"lease": {' | grep -qF "\"held\": $2"
+# sees ID TEXT: what this node tells of itself has this line. It may have something to complain of.
+sees() {
+  picture=$("$binary" status --endpoint "${data[$1]}" --output json 2>/dev/null) || true
+  grep -qE "^ +$2,?\$" <<<"$picture"
 }
 
-lease_is_over() { lease_of "$1" false; }
+lease_is_over() { sees "$1" '"held": false'; }
 
-holds_lease() { lease_of "$1" true; }
+holds_lease() { sees "$1" '"held": true'; }
 
-# Whether `b` knows of a majority that has fenced this node.
-is_fenced() {
-  "$binary" status --endpoint "${data[$b]}" --output json 2>/dev/null | grep -A 8 "\"fenced\": \[" | grep -qF '"majority": true'
-}
+# Whether `b` knows of a majority that has fenced somebody.
+is_fenced() { sees "$b" '"majority": true'; }
 
 tell_story() {
   local requests=models/requests.ndjson cut
@@ -244,7 +243,7 @@ tell_story() {
   ok "$a has gone back to digits-v1 by itself, and alone it could decide nothing."
 
   chapter "The others go on without it: one step forward, and all the way back"
-  wait_for "$b and $c to have fenced $a" is_fenced "$a"
+  wait_for "$b and $c to have fenced $a" is_fenced
   run 0 propose --endpoint "${data[$b]}" --weight 20
   told "^$a +excused +fenced"
   run 5 status
