@@ -197,6 +197,11 @@ impl Cluster {
                 process.wiped += 1;
                 process.disk = Durable::genesis(&MeshId::new("test").unwrap(), &id(at), DiskId([process.wiped; 8]), genesis);
             }
+            ["lease", at, ms] => {
+                let settings = Settings { lease_ms: ms.parse().unwrap(), ..TIMING };
+                self.step(&id(at), Input::Settings(settings));
+                self.deliver();
+            }
             ["join", name, from] => {
                 self.join(&id(name), &id(from));
                 self.relink();
