@@ -134,6 +134,7 @@ fn a_fourth_node_joins_under_load_is_added_and_votes_and_no_request_fails() {
     assert_eq!(all[all.len() - late.len()..], late);
     let config = all.iter().find(|entry| entry["kind"] == "config" && entry["outcome"] == "committed").unwrap();
     assert_eq!(config["votes"].as_array().unwrap().len(), 3);
+    // A new member has its first lease a beat later.
     wait_for("all is well", || code(&run(&mesh, &["status"])) == 0);
 }
 
