@@ -15,6 +15,8 @@ use crate::core::ids::{DiskId, Incarnation, NodeId, Time};
 
 /// What one neighbour can say of its links, in entries. More than that is not kept.
 pub const LINKS_TOLD_MAX: usize = 4_096;
+/// Starts of one peer that are refused at the same time, in entries; the oldest is forgotten first.
+pub const REFUSED_STARTS_MAX: usize = 64;
 
 /// A start of a node's process, as those know it that are linked with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,7 +84,7 @@ pub struct Routes {
     told: BTreeMap<NodeId, BTreeMap<NodeId, Start>>,
     up: BTreeMap<NodeId, (Way, Start)>,
     /// Starts that are not taken over a third node before the time.
-    refused: BTreeMap<NodeId, (Start, Time)>,
+    refused: BTreeMap<NodeId, Vec<(Start, Time)>>,
 }
 
 impl Routes {
@@ -153,21 +155,32 @@ impl Routes {
     /// is for others to bring about.
     pub fn refuse(&mut self, peer: &NodeId, until: Time, reason: &str) -> Vec<Change> {
         let Some((_, start)) = self.up.get(peer) else { return Vec::new() };
-        self.refused.insert(peer.clone(), (*start, until));
+        // Several at once: neighbours may know different starts of it, and each is refused in its turn.
+        let refused = self.refused.entry(peer.clone()).or_default();
+        refused.retain(|(known, _)| known != start);
+        if refused.len() == REFUSED_STARTS_MAX {
+            refused.remove(0);
+        }
+        refused.push((*start, until));
         self.settle(peer, reason)
     }
 
     /// When something that was refused may be tried again.
     pub fn retry_at(&self) -> Option<Time> {
-        self.refused.values().map(|(_, until)| *until).min()
+        self.refused.values().flatten().map(|(_, until)| *until).min()
     }
 
     /// Tries again what was refused until now.
     pub fn retry(&mut self, now: Time) -> Vec<Change> {
-        let due: Vec<_> = self.refused.iter().filter(|(_, (_, until))| *until <= now).map(|(peer, _)| peer.clone()).collect();
-        for peer in &due {
-            self.refused.remove(peer);
-        }
+        let mut due = Vec::new();
+        self.refused.retain(|peer, refused| {
+            let before = refused.len();
+            refused.retain(|(_, until)| *until > now);
+            if refused.len() < before {
+                due.push(peer.clone());
+            }
+            !refused.is_empty()
+        });
         due.iter().flat_map(|peer| self.settle(peer, "a later start of it may be tried again")).collect()
     }
 
@@ -185,7 +198,7 @@ impl Routes {
     }
 
     fn is_refused(&self, peer: &NodeId, start: Start) -> bool {
-        self.refused.get(peer).is_some_and(|(refused, _)| *refused == start)
+        self.refused.get(peer).is_some_and(|refused| refused.iter().any(|(refused, _)| *refused == start))
     }
 
     /// Whether there is this way to the peer.
@@ -314,6 +327,21 @@ mod tests {
         assert_eq!(routes.told(&id("c"), links(&[("e", 1)]), &[]), [over("e", "c")], "the way over d carries still");
         let changes = routes.direct_down(&id("c"), "gone");
         assert_eq!(changes, [down("c", 1, "gone"), down("e", 1, "no way over c any more: gone"), up("e", 1), over("e", "d")]);
+    }
+
+    #[test]
+    fn two_starts_that_are_refused_do_not_take_turns() {
+        let mut routes = routes();
+        for (neighbour, incarnation) in [("b", 1), ("c", 2)] {
+            routes.direct_up(&id(neighbour), start(1));
+            routes.told(&id(neighbour), links(&[("d", incarnation)]), &[]);
+        }
+        let until = Time(10_000_000);
+        assert_eq!(routes.refuse(&id("d"), until, "no")[1..], [up("d", 1), over("d", "b")]);
+        assert_eq!(routes.refuse(&id("d"), until, "no"), [down("d", 1, "no way over b any more: no")]);
+        assert_eq!(routes.way(&id("d")), None, "neither is tried again at once");
+        assert_eq!(routes.retry_at(), Some(until));
+        assert_eq!(routes.retry(until), [up("d", 2), over("d", "c")]);
     }
 
     #[test]
