@@ -45,7 +45,6 @@ struct Holds {
     prepared: Option<TxId>,
     accepted: Option<Ballot>,
     peers: BTreeMap<NodeId, DiskId>,
-    fences: BTreeMap<NodeId, Slot>,
 }
 
 impl Holds {
@@ -67,14 +66,11 @@ impl Holds {
             Record::Peer { node, disk_id } => {
                 self.peers.insert(node.clone(), *disk_id);
             }
-            Record::Fence { member, slot } => {
-                self.fences.insert(member.clone(), *slot);
-            }
             Record::Snapshot { slot, .. } => {
                 (self.promised, self.prepared, self.accepted) = (None, None, None);
                 self.head = *slot;
             }
-            Record::Boot { .. } | Record::Admitted | Record::Lease { .. } => {}
+            Record::Boot { .. } | Record::Admitted | Record::Lease { .. } | Record::Fence { .. } => {}
         }
     }
 
@@ -86,7 +82,6 @@ impl Holds {
             prepared: open.prepared.as_ref().map(|tx| tx.txid.clone()),
             accepted: open.accepted.as_ref().map(|(ballot, _)| ballot.clone()),
             peers: BTreeMap::new(),
-            fences: BTreeMap::new(),
         }
     }
 }
@@ -104,6 +99,8 @@ struct Watched {
     disks: BTreeSet<DiskId>,
     /// The one it has.
     disk: DiskId,
+    /// Whom it has fenced on any disk, and for which slot: one that has lost it grants nothing to anybody.
+    fences: BTreeMap<NodeId, Slot>,
 }
 
 /// One ballot of a slot that is not decided yet.
@@ -160,6 +157,7 @@ impl Oracle {
             told_before: 0,
             disks: counts(node).then_some(*disk).into_iter().collect(),
             disk: *disk,
+            fences: BTreeMap::new(),
         };
         Oracle {
             nodes: disks.iter().enumerate().map(watched).collect(),
@@ -265,6 +263,9 @@ impl Oracle {
                     self.yes.entry((*slot, tx.txid.clone())).or_default().synced |= 1 << node;
                 }
                 Record::Accepted { slot, ballot, value } => self.accepted(node, *slot, ballot, value)?,
+                Record::Fence { member, slot } => {
+                    self.nodes[node].fences.insert(member.clone(), *slot);
+                }
                 _ => {}
             }
         }
@@ -395,7 +396,7 @@ impl Oracle {
         }
         if commit.tx.kind != Kind::Reduce && excused != 0 {
             for id in &commit.excused {
-                let fenced = |node: &usize| self.nodes[*node].synced.fences.get(id).is_some_and(|fenced| *fenced >= slot);
+                let fenced = |node: &usize| self.nodes[*node].fences.get(id).is_some_and(|fenced| *fenced >= slot);
                 let fencers = (0..self.nodes.len()).filter(fenced).fold(0, |mask, node| mask | 1 << node);
                 if !self.is_majority(fencers) {
                     let text = format!("slot {slot} commits {txid} without {id}, who is fenced by {}", names(fencers));
@@ -665,7 +666,7 @@ impl Oracle {
         let pinned = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.pinned_disk(&crate::sim::node_name(peer))?)));
         found.peers = pinned.collect();
         let fences = (0..nodes).filter_map(|peer| Some((crate::sim::node_name(peer), durable.fence(&crate::sim::node_name(peer))?)));
-        found.fences = fences.collect();
+        watched.fences.extend(fences);
         watched.running = found.clone();
         watched.synced = found;
         watched.told_before = told;
