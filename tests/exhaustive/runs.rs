@@ -277,38 +277,6 @@ mod leases {
             .is_clean_and_reached(&[COMMIT, EXCUSED, LEASE_LOST, FENCE_KEPT]);
     }
 
-    // More than can be seen in the time there is: what was seen must be clean.
-
-    #[test]
-    #[ignore = "long, and more than there is time for"]
-    fn an_advance_and_a_reduce_with_a_cut_link() {
-        let settings = Settings { cuts: 1, ..two_passes(&ADVANCE_AND_REDUCE) };
-        explore("leases: advance and reduce, 2 passes, 1 cut", &settings, seconds()).is_clean();
-    }
-
-    #[test]
-    #[ignore = "long, and more than there is time for"]
-    fn an_advance_with_two_cut_links() {
-        let settings = Settings { cuts: 2, ..two_passes(&ADVANCES[..1]) };
-        explore("leases: one advance, 2 passes, 2 cuts", &settings, seconds()).is_clean();
-    }
-
-    #[test]
-    #[ignore = "long, and more than there is time for"]
-    fn a_member_that_was_excused_catches_up_and_gets_a_lease_again() {
-        let settings = Settings { cuts: 1, beats: 1, ..two_passes(&ADVANCES[..1]) };
-        explore("leases: one advance, 2 passes, 1 cut, 1 beat", &settings, seconds()).is_clean();
-    }
-
-    #[test]
-    #[ignore = "long"]
-    fn a_lease_is_regained_with_a_crash() {
-        let settings =
-            Settings { begins_with: B_HAS_LOST_C.to_vec(), cuts: 1, beats: 2, crashes: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
-        let explored = explore("leases: one advance at b, which has lost c for 6 s, 2 beats, 1 crash", &settings, seconds());
-        explored.is_clean_and_reached(&[COMMIT, EXCUSED, LEASE_LOST, LEASE_REGAINED, FENCE_KEPT]);
-    }
-
     #[test]
     #[ignore = "long"]
     fn a_reduce_half_a_lease_after_a_cut() {
@@ -331,6 +299,37 @@ mod leases {
         let settings = Settings { begins_with: B_LOSES_C.to_vec(), beats: 1, cuts: 1, crashes: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
         let explored = explore("leases: one advance at b, which has lost c for 3 s, 1 pass, 1 crash", &settings, seconds());
         explored.is_clean_and_reached(&[COMMIT, LEASE_LOST]);
+    }
+
+    // More than can be seen in the time there is: what was seen must be clean.
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn a_lease_is_regained_with_a_crash() {
+        let settings =
+            Settings { begins_with: B_HAS_LOST_C.to_vec(), cuts: 1, beats: 2, crashes: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
+        explore("leases: one advance at b, which has lost c for 6 s, 2 beats, 1 crash", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn an_advance_and_a_reduce_with_a_cut_link() {
+        let settings = Settings { cuts: 1, ..two_passes(&ADVANCE_AND_REDUCE) };
+        explore("leases: advance and reduce, 2 passes, 1 cut", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn an_advance_with_two_cut_links() {
+        let settings = Settings { cuts: 2, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 2 cuts", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn a_member_that_was_excused_catches_up_and_gets_a_lease_again() {
+        let settings = Settings { cuts: 1, beats: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 cut, 1 beat", &settings, seconds()).is_clean();
     }
 
     #[test]
