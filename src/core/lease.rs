@@ -36,22 +36,22 @@ pub fn held_ms(lease_ms: u64) -> u64 {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Leases {
     /// The beats that asked for grants not long ago, and when they were sent.
-    asked: VecDeque<(u64, Time)>,
+    pub(super) asked: VecDeque<(u64, Time)>,
     /// Until when the grant of each member counts here.
     pub(super) held: BTreeMap<NodeId, Time>,
     /// What the shell was last told, and whether that was a lease.
-    told: Time,
-    was_held: bool,
+    pub(super) told: Time,
+    pub(super) was_held: bool,
     /// Until when what this process has granted to each member may be counted on.
     pub(super) granted: BTreeMap<NodeId, Time>,
     /// Nobody is fenced before this: what an earlier process granted has run out by then.
     pub(super) fence_from: Time,
     /// Before this, grants that are longer than the present setting may still run.
-    shorter_from: Time,
+    pub(super) shorter_from: Time,
     /// Who was fenced at the last beat.
-    fenced: BTreeSet<NodeId>,
+    pub(super) fenced: BTreeSet<NodeId>,
     /// When the last slots were decided here.
-    decided_at: VecDeque<(Slot, Time)>,
+    pub(super) decided_at: VecDeque<(Slot, Time)>,
 }
 
 impl Node {

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use canary_mesh::core::Node;
 use canary_mesh::core::ids::{Digest, ModelId, NodeId, RouteName};
-use canary_mesh::core::io::{Input, Proposal};
+use canary_mesh::core::io::{Input, Proposal, Settings as CoreSettings};
 use canary_mesh::core::message::Message;
 #[cfg(feature = "mutants")]
 use canary_mesh::core::mutant::Mutant;
 use canary_mesh::core::state::{CanaryChange, Change, Kind, MemberChange, Model as Served, RouteChange, Weights};
 use stateright::{Model, Property};
 
-use crate::world::{Broken, NAMES, NODES, World};
+use crate::world::{Broken, Host, NAMES, NODES, WITH_LEASES, WITHOUT_LEASES, World};
 
 #[cfg(not(feature = "mutants"))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,11 +45,22 @@ pub enum Wish {
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub proposals: Vec<Wish>,
+    /// What happens first, of all that may: only what comes after it is explored.
+    pub begins_with: Vec<Action>,
     pub crashes: u8,
     /// Timers that may fire, all nodes together.
     pub timeouts: u8,
     /// Links that may be cut (and mended).
     pub cuts: u8,
+    /// How often time passes, for all nodes alike. If it does, this is a world with leases: then no clock moves but by this.
+    pub passes: u8,
+    /// How often a node does what is due, in a world with leases, all nodes together.
+    pub beats: u8,
+    /// A grant may be late, or lost with its link. If not, it arrives at once: as it counts from when its beat was sent, nobody who gets it
+    /// later holds a longer lease.
+    pub late_grants: bool,
+    /// From every so many-th state on it is tried whether all get a lease again when nothing fails any more; 0: from none.
+    pub heal_every: u64,
     pub sync: Sync,
     /// Links keep the order, as TCP does. If not, anything may overtake anything.
     pub in_order: bool,
@@ -87,9 +98,14 @@ impl Settings {
     pub fn new(proposals: &[Wish]) -> Settings {
         Settings {
             proposals: proposals.to_vec(),
+            begins_with: Vec::new(),
             crashes: 0,
             timeouts: 0,
             cuts: 0,
+            passes: 0,
+            beats: 0,
+            late_grants: false,
+            heal_every: 0,
             sync: Sync::AsTheShell,
             in_order: false,
             late_timers: false,
@@ -126,6 +142,23 @@ impl Settings {
     #[cfg(not(feature = "mutants"))]
     pub fn keeps_late_requests(&self) -> bool {
         false
+    }
+
+    pub fn has_leases(&self) -> bool {
+        self.passes > 0
+    }
+
+    pub fn core(&self) -> CoreSettings {
+        if self.has_leases() { WITH_LEASES } else { WITHOUT_LEASES }
+    }
+
+    /// Whether this is heard at once when a link comes up, and never otherwise.
+    pub fn is_greeting(&self, message: &Message) -> bool {
+        match message {
+            Message::Pinned { .. } => true,
+            Message::Heartbeat(_) | Message::Grant(_) => !self.has_leases(),
+            _ => false,
+        }
     }
 
     /// A canary at 10 %, for the rest to raise and lower.
@@ -175,6 +208,10 @@ pub enum Action {
     Restart(usize),
     Cut(usize, usize),
     Mend(usize, usize),
+    /// The same time passes for all.
+    Pass,
+    /// This node does what is due.
+    Beat(usize),
 }
 
 const PAIRS: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
@@ -184,7 +221,8 @@ impl Model for Settings {
     type Action = Action;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::start(self)]
+        let begun = self.begins_with.iter().try_fold(World::start(self), |world, action| self.next_state(&world, *action));
+        begun.into_iter().collect()
     }
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
@@ -212,9 +250,15 @@ impl Model for Settings {
                 let many = if self.late_timers { timers.len() } else { 1 };
                 actions.extend(timers.into_iter().take(many).map(|after_us| Action::TimeOut(x, after_us)));
             }
+            if world.beats_left > 0 && host.is_due() {
+                actions.push(Action::Beat(x));
+            }
             if world.crashes_left > 0 {
                 actions.push(Action::Crash(x));
             }
+        }
+        if world.passes_left > 0 {
+            actions.push(Action::Pass);
         }
         for (x, y) in PAIRS {
             if world.cut.contains(&(x, y)) {
@@ -249,6 +293,17 @@ impl Model for Settings {
                 next.cut(self, x, y);
             }
             Action::Mend(x, y) => next.mend(self, x, y),
+            Action::Pass => {
+                next.passes_left -= 1;
+                next.pass_once(self);
+            }
+            Action::Beat(x) => {
+                next.beats_left -= 1;
+                next.tick(self, x);
+            }
+        }
+        if self.has_leases() {
+            next.check_leases();
         }
         next.sweep(self);
         Some(next)
@@ -270,6 +325,12 @@ impl Model for Settings {
             Property::always("a key is applied once", |_, world| is_whole(world, Broken::KeyOnce)),
             Property::always("no node meets another history", |_, world| is_whole(world, Broken::OneHistory)),
             Property::always("a head has its decision", |_, world| is_whole(world, Broken::HeadIsDecided)),
+            Property::always("only the fenced are excused", |_, world| is_whole(world, Broken::OnlyFenced)),
+            Property::always("who is excused serves stable", |_, world| is_whole(world, Broken::ExcusedServes)),
+            Property::always("a reduce and one lease, and no canary", |_, world| is_whole(world, Broken::ReducedServes)),
+            Property::always("all get a lease again", |settings: &Settings, world: &World| {
+                settings.heal_every == 0 || !world.number().is_multiple_of(settings.heal_every) || world.heals(settings)
+            }),
             Property::sometimes(COMMIT, |_, world| decided(world, true)),
             Property::sometimes(ABORT, |_, world| decided(world, false)),
             Property::sometimes(ADOPTED, |_, world: &World| {
@@ -289,6 +350,17 @@ impl Model for Settings {
                 };
                 (2..4).any(|slot| (0..NODES).filter(|x| resolves(*x)(slot)).count() > 1)
             }),
+            Property::sometimes(EXCUSED, |_, world: &World| !world.history.excused.is_empty()),
+            Property::sometimes(LEASE_LOST, |settings: &Settings, world: &World| {
+                let lost = |host: &Host| !host.holds_lease() && host.node.as_ref().is_some_and(|node| node.complaints().is_empty());
+                settings.has_leases() && world.hosts.iter().any(lost)
+            }),
+            Property::sometimes(LEASE_REGAINED, |_, world: &World| {
+                let excused = |x: usize| world.history.excused.values().any(|excused| excused & 1 << x != 0);
+                // Who is excused held none: that is checked above.
+                world.history.broken.is_none() && (0..NODES).any(|x| excused(x) && world.hosts[x].holds_lease())
+            }),
+            Property::sometimes(FENCE_KEPT, |_, world: &World| world.hosts.iter().any(Host::has_fenced_and_crashed)),
         ]
     }
 }
@@ -296,6 +368,10 @@ impl Model for Settings {
 pub const COMMIT: &str = "(reached) a commit";
 pub const ABORT: &str = "(reached) an abort";
 pub const ADOPTED: &str = "(reached) a resolver takes over a commit that had been accepted";
+pub const EXCUSED: &str = "(reached) an advance without a member";
+pub const LEASE_LOST: &str = "(reached) a lease that has ended";
+pub const LEASE_REGAINED: &str = "(reached) a lease of a member that was excused and has caught up";
+pub const FENCE_KEPT: &str = "(reached) a fence on the disk of a node that crashed";
 pub const TWO_RESOLVERS: &str = "(reached) two resolvers at once in one slot";
 
 fn decided(world: &World, commit: bool) -> bool {

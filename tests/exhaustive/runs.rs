@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use crate::model::{ABORT, ADOPTED, Action, COMMIT, Limit, Settings, Sync, TWO_RESOLVERS, Wish};
+use crate::model::{
+    ABORT, ADOPTED, Action, COMMIT, EXCUSED, FENCE_KEPT, LEASE_LOST, LEASE_REGAINED, Limit, Settings, Sync, TWO_RESOLVERS, Wish,
+};
 
 /// Seconds after which a long run gives up, unless `EXHAUSTIVE_SECONDS` says otherwise.
 const SECONDS_MAX: u64 = 1_200;
@@ -82,6 +84,11 @@ fn sum_up(name: &str, checker: &impl Checker<Settings>, started: Instant, limit:
 const ADVANCES: [Wish; 2] = [Wish::Advance(0, 20), Wish::Advance(2, 30)];
 const ADVANCE_AND_REDUCE: [Wish; 2] = [Wish::Advance(0, 20), Wish::Reduce(2)];
 const ONE_KEY_TWICE: [Wish; 2] = [Wish::Keyed(0, 20), Wish::Keyed(2, 30)];
+
+/// The link between b and c breaks, and a lease passes.
+const B_HAS_LOST_C: [Action; 3] = [Action::Cut(1, 2), Action::Pass, Action::Pass];
+/// The link between b and c breaks, and half a lease later c asks for grants.
+const B_LOSES_C: [Action; 3] = [Action::Cut(1, 2), Action::Pass, Action::Beat(2)];
 
 mod honest {
     use super::*;
@@ -226,6 +233,113 @@ mod honest {
     }
 }
 
+/// Worlds with leases: time passes for all alike, 3 s at once, and two of these are a lease.
+mod leases {
+    use super::*;
+
+    fn two_passes(proposals: &[Wish]) -> Settings {
+        Settings { passes: 2, in_order: true, heal_every: 64, ..Settings::new(proposals) }
+    }
+
+    #[test]
+    fn an_advance_does_without_a_member_that_is_cut_off_and_fenced() {
+        let settings = Settings { cuts: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 cut", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, EXCUSED, LEASE_LOST]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_beat() {
+        let settings = Settings { beats: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 beat", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED, LEASE_LOST]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_beat_whose_grants_are_late() {
+        let settings = Settings { beats: 1, late_grants: true, ..two_passes(&ADVANCES[..1]) };
+        let explored = explore("leases: one advance, 2 passes, 1 beat, late grants", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, ABORT, ADOPTED, LEASE_LOST]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn a_reduce_and_a_beat() {
+        let settings = Settings { beats: 1, ..two_passes(&ADVANCE_AND_REDUCE[1..]) };
+        explore("leases: one reduce, 2 passes, 1 beat", &settings, seconds()).is_clean_and_reached(&[COMMIT, ABORT, ADOPTED, LEASE_LOST]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_crash() {
+        let settings = Settings { crashes: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 crash", &settings, seconds())
+            .is_clean_and_reached(&[COMMIT, EXCUSED, LEASE_LOST, FENCE_KEPT]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn a_reduce_half_a_lease_after_a_cut() {
+        let settings = Settings { begins_with: B_LOSES_C.to_vec(), cuts: 1, beats: 1, ..two_passes(&[Wish::Reduce(1)]) };
+        let settings = Settings { passes: 3, ..settings };
+        let explored = explore("leases: one reduce at b, which has lost c for 3 s, 2 passes", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, LEASE_LOST]);
+    }
+
+    #[test]
+    fn a_lease_is_regained() {
+        let settings = Settings { begins_with: B_HAS_LOST_C.to_vec(), cuts: 1, beats: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
+        let explored = explore("leases: one advance at b, which has lost c for 6 s, 1 beat", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, EXCUSED, LEASE_LOST, LEASE_REGAINED]);
+    }
+
+    #[test]
+    #[ignore = "long"]
+    fn an_advance_and_a_crash_half_a_lease_after_a_cut() {
+        let settings = Settings { begins_with: B_LOSES_C.to_vec(), beats: 1, cuts: 1, crashes: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
+        let explored = explore("leases: one advance at b, which has lost c for 3 s, 1 pass, 1 crash", &settings, seconds());
+        explored.is_clean_and_reached(&[COMMIT, LEASE_LOST]);
+    }
+
+    // More than can be seen in the time there is: what was seen must be clean.
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn a_lease_is_regained_with_a_crash() {
+        let settings =
+            Settings { begins_with: B_HAS_LOST_C.to_vec(), cuts: 1, beats: 2, crashes: 1, ..two_passes(&[Wish::Advance(1, 20)]) };
+        explore("leases: one advance at b, which has lost c for 6 s, 2 beats, 1 crash", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn an_advance_and_a_reduce_with_a_cut_link() {
+        let settings = Settings { cuts: 1, ..two_passes(&ADVANCE_AND_REDUCE) };
+        explore("leases: advance and reduce, 2 passes, 1 cut", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn an_advance_with_two_cut_links() {
+        let settings = Settings { cuts: 2, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 2 cuts", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn a_member_that_was_excused_catches_up_and_gets_a_lease_again() {
+        let settings = Settings { cuts: 1, beats: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 cut, 1 beat", &settings, seconds()).is_clean();
+    }
+
+    #[test]
+    #[ignore = "long, and more than there is time for"]
+    fn an_advance_with_a_crash_and_a_cut_link_and_a_beat() {
+        let settings = Settings { crashes: 1, cuts: 1, beats: 1, ..two_passes(&ADVANCES[..1]) };
+        explore("leases: one advance, 2 passes, 1 crash, 1 cut, 1 beat", &settings, seconds()).is_clean();
+    }
+}
+
 #[cfg(feature = "mutants")]
 mod mutants {
     use super::*;
@@ -237,6 +351,8 @@ mod mutants {
         let any_time = Sync::AnyTime;
         let one = || Settings::new(&ADVANCES[..1]);
         let two = || Settings::new(&ADVANCES);
+        let reduce = || Settings::new(&[Wish::Reduce(0)]);
+        let at_b = || Settings::new(&[Wish::Advance(1, 21)]);
         let worlds = [
             (Mutant::ResolverAbortsAlone, Settings { timeouts: 1, cuts: 2, in_order: true, ..one() }),
             (Mutant::ResolverAnnouncesEarly, Settings { timeouts: 1, in_order: true, ..one() }),
@@ -253,6 +369,13 @@ mod mutants {
             (Mutant::TimeoutMeansAborted, Settings { timeouts: 1, late_timers: true, in_order: true, ..one() }),
             (Mutant::NoRecordMeansAborted, Settings { crashes: 1, in_order: true, ..one() }),
             (Mutant::VersionAdopted, Settings { crashes: 1, in_order: true, ..one() }),
+            (Mutant::LeaseFromAnswer, Settings { passes: 3, beats: 1, late_grants: true, in_order: true, ..reduce() }),
+            (
+                Mutant::FencesAtOnce,
+                Settings { begins_with: B_LOSES_C.to_vec(), passes: 2, beats: 1, cuts: 1, crashes: 1, in_order: true, ..at_b() },
+            ),
+            (Mutant::ReduceNotWithheld, Settings { passes: 2, beats: 1, in_order: true, ..reduce() }),
+            (Mutant::FenceNotKept, Settings { begins_with: B_HAS_LOST_C.to_vec(), passes: 2, beats: 1, cuts: 1, in_order: true, ..at_b() }),
             (Mutant::UndecidedMembersUsed, Settings { in_order: true, ..Settings::new(&[Wish::Remove(0)]) }),
             (Mutant::KeyAppliedTwice, Settings { in_order: true, ..Settings::new(&ONE_KEY_TWICE) }),
         ];

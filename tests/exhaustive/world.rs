@@ -22,8 +22,14 @@ pub const NODES: usize = 3;
 pub const NAMES: [&str; NODES] = ["a", "b", "c"];
 
 /// No heartbeat is due while anything is explored.
-const SETTINGS: CoreSettings =
+pub const WITHOUT_LEASES: CoreSettings =
     CoreSettings { heartbeat_ms: 1_000_000_000, prepare_timeout_ms: 2_000, lease_ms: 3_000_000_000, advance_votes: AdvanceVotes::All };
+pub const WITH_LEASES: CoreSettings =
+    CoreSettings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
+/// How much time passes at once in worlds with leases, in milliseconds: every timer is due by then, and two of these are a lease.
+const PASS_MS: u64 = 3_000;
+/// Beats until everybody must hold a lease, when nothing fails any more.
+const BEATS_TO_HEAL: usize = 12;
 
 /// What must never be.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -39,6 +45,9 @@ pub enum Broken {
     KeyOnce,
     OneHistory,
     HeadIsDecided,
+    OnlyFenced,
+    ExcusedServes,
+    ReducedServes,
 }
 
 /// What has ever been seen, and must stay true.
@@ -51,6 +60,8 @@ pub struct History {
     aborted: BTreeSet<TxId>,
     proposed: BTreeSet<TxId>,
     keys: BTreeSet<String>,
+    /// Of advances that were decided without some members: bits for these.
+    pub excused: BTreeMap<Slot, u8>,
     pub broken: Option<Broken>,
 }
 
@@ -94,10 +105,13 @@ pub struct Host {
 }
 
 impl Host {
-    fn refresh(&mut self) {
+    fn refresh(&mut self, settings: &Settings) {
         let mut hasher = DefaultHasher::new();
         if let Some(node) = &self.node {
-            node.digest(&mut hasher);
+            node.digest(self.clock, &mut hasher);
+            if settings.has_leases() {
+                node.lease_digest(self.clock, &mut hasher);
+            }
         }
         if let Some(disk) = &self.disk {
             disk.durable().digest(&mut hasher);
@@ -111,8 +125,21 @@ impl Host {
         self.node.is_some() && self.disk.is_some()
     }
 
-    fn kept(&self) -> &Durable {
+    pub fn kept(&self) -> &Durable {
         self.disk.as_ref().or(self.node.as_ref()).unwrap().durable()
+    }
+
+    /// Whether it would serve a canary at this moment.
+    pub fn holds_lease(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| self.clock < node.lease_until())
+    }
+
+    pub fn is_due(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| node.deadline() <= self.clock)
+    }
+
+    pub fn has_fenced_and_crashed(&self) -> bool {
+        (self.node.is_none() || self.restarted) && (0..NODES).any(|x| self.kept().fence(&id(x)).is_some())
     }
 }
 
@@ -128,14 +155,21 @@ pub struct World {
     pub crashes_left: u8,
     pub timeouts_left: u8,
     pub cuts_left: u8,
+    pub passes_left: u8,
+    pub beats_left: u8,
+    /// When a majority had each `reduce` accepted on disk.
+    reduced: BTreeMap<Slot, Time>,
     pub history: Arc<History>,
 }
 
 impl Hash for World {
     fn hash<H: Hasher>(&self, into: &mut H) {
         self.hosts.iter().for_each(|host| host.digest.hash(into));
-        self.parcels.iter().for_each(|parcel| parcel.digest.hash(into));
+        self.parcels.iter().for_each(|parcel| self.digest_of(parcel).hash(into));
         (&self.cut, &self.proposals_left, self.crashes_left, self.timeouts_left, self.cuts_left).hash(into);
+        (self.passes_left, self.beats_left).hash(into);
+        let lease_us = WITH_LEASES.lease_ms * 1_000;
+        self.reduced.iter().for_each(|(slot, at)| (slot, (self.hosts[0].clock.0 - at.0).min(lease_us)).hash(into));
         self.history.hash(into);
     }
 }
@@ -163,6 +197,9 @@ impl fmt::Debug for World {
                 write!(f, ", accepted {} at {ballot}", if value.is_commit() { "commit" } else { "abort" })?;
             }
             write!(f, "{}; ", if host.is_unsynced() { " (not all synced)" } else { "" })?;
+            if let Some(node) = host.node.as_ref().filter(|_| self.passes_left > 0 || !self.reduced.is_empty()) {
+                write!(f, "[lease for {} ms] ", node.lease_until().ms_since(host.clock))?;
+            }
         }
         write!(f, "{} parcels", self.parcels.len())
     }
@@ -184,8 +221,8 @@ impl World {
         let genesis = RoutingState::genesis(&mesh, (0..NODES).map(id), [route].into());
         let host = |x: usize| {
             let records = Durable::genesis(&mesh, &id(x), DiskId([x as u8 + 1; 8]), genesis.clone());
-            let (clock, after_sync) = (Time::default(), Vec::new());
-            let disk = Some(Arc::new(Node::new(Durable::replay(records).unwrap(), SETTINGS)));
+            let (clock, after_sync) = (Time::default().plus_ms(1), Vec::new());
+            let disk = Some(Arc::new(Node::new(Durable::replay(records).unwrap(), settings.core())));
             Host { node: None, disk, clock, index: 0, synced: 0, after_sync, restarted: false, digest: 0 }
         };
         let mut world = World {
@@ -196,30 +233,130 @@ impl World {
             crashes_left: 0,
             timeouts_left: 0,
             cuts_left: 0,
+            passes_left: 0,
+            beats_left: 0,
+            reduced: BTreeMap::new(),
             history: Arc::default(),
         };
         let before = Settings { sync: Sync::AsTheShell, mutant: None, ..settings.clone() };
         for x in 0..NODES {
             world.boot(&before, x);
         }
+        for x in 0..NODES {
+            let said = world.turn(&before, x, Input::Tick);
+            world.hear(&before, said.into());
+        }
+        world.settle(&before);
         let first = settings.first_proposal();
         world.turn(&before, 0, Input::Propose { caller: 0, proposal: first });
-        while !world.parcels.is_empty() {
-            world.deliver(&before, 0);
-        }
+        world.settle(&before);
         for host in &mut world.hosts {
             let node = host.node.as_ref().unwrap();
             assert_eq!((node.complaints(), node.durable().head().slot), (Vec::new(), 1));
             host.disk = None;
             host.restarted = false;
             settings.corrupt(host.node.as_mut().unwrap());
-            host.refresh();
+            assert!(!settings.has_leases() || host.holds_lease());
+            host.refresh(settings);
         }
         world.history = Arc::default();
         world.proposals_left = (0..settings.proposals.len()).collect();
         (world.crashes_left, world.timeouts_left) = (settings.crashes, settings.timeouts);
         world.cuts_left = settings.cuts;
+        (world.passes_left, world.beats_left) = (settings.passes, settings.beats);
         world
+    }
+
+    /// All that is on its way arrives, and in a world with leases all that is due is done, until nothing is left.
+    fn settle(&mut self, settings: &Settings) {
+        loop {
+            let due = (0..NODES).find(|x| settings.has_leases() && self.hosts[*x].is_due());
+            match due {
+                _ if !self.parcels.is_empty() => self.deliver(settings, 0),
+                Some(x) => self.tick(settings, x),
+                None => break,
+            }
+        }
+    }
+
+    /// What a parcel is, now: a beat, and a grant that answers one, are what they are by when the beat was sent.
+    fn digest_of(&self, parcel: &Parcel) -> u64 {
+        let asked_ago = |x: usize, beat: u64| self.hosts[x].node.as_ref().and_then(|node| node.asked_ago(self.hosts[x].clock, beat));
+        let Parcel { from, to, incarnation, message, .. } = parcel;
+        match message {
+            Message::Heartbeat(beat) => {
+                let accepted = beat.open.as_ref().filter(|open| open.accepted).map(|open| open.slot);
+                hash_of((from, to, incarnation, beat.head, accepted, beat.lease.asks.then(|| asked_ago(*from, beat.beat))))
+            }
+            Message::Grant(grant) => hash_of((from, to, incarnation, grant.incarnation, grant.lease_ms, asked_ago(*to, grant.beat))),
+            _ => parcel.digest,
+        }
+    }
+
+    /// As good as a random number, and the same for the same state.
+    pub fn number(&self) -> u64 {
+        hash_of(self)
+    }
+
+    /// Time passes, for all alike.
+    fn pass(&mut self, settings: &Settings, ms: u64) {
+        for host in &mut self.hosts {
+            host.clock = host.clock.plus_ms(ms);
+            host.refresh(settings);
+        }
+    }
+
+    pub fn pass_once(&mut self, settings: &Settings) {
+        self.pass(settings, PASS_MS);
+    }
+
+    /// A node does what is due.
+    pub fn tick(&mut self, settings: &Settings, x: usize) {
+        self.turn(settings, x, Input::Tick);
+    }
+
+    /// Who would serve a canary, and must not.
+    pub fn check_leases(&mut self) {
+        let reduce = |value: &Value| value.is_commit() && value.kind() == Some(Kind::Reduce);
+        let accepted = |host: &Host| {
+            let kept = host.kept();
+            kept.open().accepted.clone().filter(|(_, value)| reduce(value)).map(|(ballot, _)| (kept.head().slot + 1, ballot))
+        };
+        let accepted: Vec<_> = self.hosts.iter().filter_map(accepted).collect();
+        let chosen = accepted.iter().filter(|one| accepted.iter().filter(|other| other == one).count() * 2 > NODES).map(|(slot, _)| *slot);
+        let nodes = self.hosts.iter().filter_map(|host| host.node.as_ref());
+        let decided = nodes.flat_map(|node| node.durable().decisions_from(2)).filter(|decision| reduce(&decision.value));
+        for slot in chosen.chain(decided.map(|decision| decision.slot)) {
+            self.reduced.entry(slot).or_insert(self.hosts[0].clock);
+        }
+        for x in (0..NODES).filter(|x| self.hosts[*x].holds_lease()).collect::<Vec<_>>() {
+            let Host { node, clock, .. } = &self.hosts[x];
+            let lacks = node.as_ref().unwrap().durable().head().slot + 1;
+            let reduced = self.reduced.range(lacks..).any(|(_, at)| at.plus_ms(WITH_LEASES.lease_ms) <= *clock);
+            let excused = self.history.excused.range(lacks..).any(|(_, excused)| excused & 1 << x != 0);
+            self.breaks_if(reduced, Broken::ReducedServes);
+            self.breaks_if(excused, Broken::ExcusedServes);
+        }
+    }
+
+    /// Whether all that are up get a lease, and where the others are, when nothing fails any more. Who is down (one at most) stays down.
+    pub fn heals(&self, settings: &Settings) -> bool {
+        let (settings, mut world) = (&Settings { sync: Sync::AsTheShell, ..settings.clone() }, self.clone());
+        for x in (0..NODES).filter(|x| self.hosts[*x].is_unsynced()) {
+            world.sync(settings, x);
+        }
+        for (x, y) in self.cut.clone() {
+            world.mend(settings, x, y);
+        }
+        let beats = (0..BEATS_TO_HEAL).find(|_| {
+            world.settle(settings);
+            world.pass(settings, WITH_LEASES.heartbeat_ms);
+            world.settle(settings);
+            let head = |host: &Host| host.node.as_ref().map(|node| node.durable().head().slot);
+            let up = || world.hosts.iter().filter(|host| host.node.is_some());
+            up().all(|host| host.holds_lease() && up().all(|other| head(host) == head(other)))
+        });
+        beats.is_some()
     }
 
     pub fn is_linked(&self, x: usize, y: usize) -> bool {
@@ -245,9 +382,9 @@ impl World {
             let (mesh, node, disk_id) = (durable.mesh().clone(), durable.node().clone(), durable.disk_id());
             durable.apply(0, Record::Boot { mesh, node, incarnation: durable.incarnation() + 1, disk_id }).unwrap();
         }
-        host.node = Some(Arc::new(Node::new(durable, SETTINGS)));
+        host.node = Some(Arc::new(Node::new(durable, settings.core())));
         (host.index, host.synced, host.restarted) = (0, 0, true);
-        host.refresh();
+        host.refresh(settings);
         self.turn(settings, x, Input::Tick);
         for y in 0..NODES {
             if self.is_linked(x, y) {
@@ -264,6 +401,11 @@ impl World {
             let (incarnation, disk_id) = (durable.incarnation(), durable.disk_id());
             said.extend(self.turn(settings, here, Input::LinkUp { peer: id(there), incarnation, disk_id }));
         }
+        self.hear(settings, said);
+    }
+
+    /// All of this is heard at once, and what is said to it.
+    fn hear(&mut self, settings: &Settings, mut said: VecDeque<Arc<Parcel>>) {
         while let Some(parcel) = said.pop_front() {
             let Parcel { from, to, incarnation, message, .. } = &*parcel;
             said.extend(self.turn(settings, *to, Input::Message { from: id(*from), incarnation: *incarnation, message: message.clone() }));
@@ -288,7 +430,7 @@ impl World {
         let node = host.node.take().unwrap();
         host.disk.get_or_insert(node);
         host.after_sync.clear();
-        host.refresh();
+        host.refresh(settings);
         for y in linked {
             self.unlink(settings, x, y);
         }
@@ -301,7 +443,9 @@ impl World {
 
     pub fn mend(&mut self, settings: &Settings, x: usize, y: usize) {
         self.cut.remove(&(x, y));
-        self.link(settings, x, y);
+        if self.is_linked(x, y) {
+            self.link(settings, x, y);
+        }
     }
 
     pub fn deliver(&mut self, settings: &Settings, place: usize) {
@@ -353,7 +497,10 @@ impl World {
                             self.hosts[x].disk.get_or_insert_with(|| at_last_sync.clone());
                             self.recorded(&record);
                         }
-                        Output::Send { to, message, after } => {
+                        Output::Send { to, mut message, after } => {
+                            if let Message::Heartbeat(beat) = &mut message {
+                                beat.digest.clear();
+                            }
                             let to = number(&to);
                             let yes = match &message {
                                 Message::PrepareResp { slot, answer: PrepareAnswer::Voted { vote, .. }, .. } if vote.yes => {
@@ -364,7 +511,7 @@ impl World {
                             let digest = hash_of((x, to, incarnation, &message));
                             let parcel = Arc::new(Parcel { from: x, to, incarnation, message, yes, digest });
                             match after {
-                                _ if matches!(parcel.message, Message::Heartbeat(_) | Message::Pinned { .. }) => greetings.push(parcel),
+                                _ if settings.is_greeting(&parcel.message) => greetings.push(parcel),
                                 After::Synced(index) if index > self.hosts[x].synced => self.hosts[x].after_sync.push(parcel),
                                 _ => inputs.extend(self.leaves(settings, parcel)),
                             }
@@ -407,7 +554,7 @@ impl World {
         }
         let host = &mut self.hosts[x];
         host.node = Some(Arc::new(node));
-        host.refresh();
+        host.refresh(settings);
         greetings
     }
 
@@ -420,6 +567,11 @@ impl World {
             return Some(Input::Message { from: id(parcel.from), incarnation: parcel.incarnation, message: parcel.message.clone() });
         }
         if !self.is_linked(parcel.from, parcel.to) {
+            return None;
+        }
+        if matches!(parcel.message, Message::Grant(_)) && !settings.late_grants {
+            let Parcel { from, to, incarnation, message, .. } = &*parcel;
+            self.turn(settings, *to, Input::Message { from: id(*from), incarnation: *incarnation, message: message.clone() });
             return None;
         }
         let channel = |other: &Parcel| (other.from, other.to);
@@ -453,7 +605,7 @@ impl World {
                 Message::PrepareReq { slot, .. } | Message::AcceptReq { slot, .. } | Message::ResolveReq { slot, .. } => {
                     settings.keeps_late_requests() || !both(*slot)
                 }
-                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.has_use_for(answer)),
+                answer => settings.keeps_incarnation() || to.node.as_ref().is_none_or(|node| node.has_use_for(&id(parcel.from), answer)),
             }
         });
         self.parcels = parcels;
@@ -500,10 +652,22 @@ impl World {
             self.breaks(Broken::MajorityFirst);
         }
         if let Value::Commit(commit) = value {
-            let yes = self.history.yes.iter().filter(|(s, _, tx)| s == slot && *tx == hash_of(&commit.tx)).count();
-            let needed = if commit.tx.kind == Kind::Reduce { NODES / 2 + 1 } else { NODES };
-            if yes < needed {
+            let bits = |nodes: &mut dyn Iterator<Item = usize>| nodes.fold(0u8, |bits, x| bits | 1 << x);
+            let said_yes = self.history.yes.iter().filter(|(s, _, tx)| s == slot && *tx == hash_of(&commit.tx));
+            let yes = bits(&mut said_yes.map(|(_, x, _)| *x));
+            let excused = bits(&mut commit.excused.iter().map(number));
+            let enough = match commit.tx.kind {
+                Kind::Reduce => yes.count_ones() as usize * 2 > NODES,
+                Kind::Advance | Kind::Config => yes | excused == bits(&mut (0..NODES)),
+            };
+            if !enough {
                 self.breaks(Broken::EveryYes);
+            }
+            if commit.tx.kind != Kind::Reduce && excused != 0 {
+                let fenced = |x: &NodeId| self.hosts.iter().filter(|host| host.kept().fence(x) >= Some(*slot)).count();
+                let only_fenced = commit.excused.iter().all(|x| fenced(x) * 2 > NODES);
+                self.breaks_if(!only_fenced, Broken::OnlyFenced);
+                Arc::make_mut(&mut self.history).excused.insert(*slot, excused);
             }
             if self.history.aborted.contains(&commit.tx.txid) {
                 self.breaks(Broken::AbortedStays);
