@@ -12,7 +12,7 @@ use crate::core::io::{After, Applied, Event, Outcome, Output, Receipt};
 use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message, OpenSummary, Snapshot};
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
-use crate::core::resolver::RESOLVE_SPLIT_MS;
+use crate::core::resolver::{RESOLVE_RANK_MS, RESOLVE_SPLIT_MS};
 use crate::core::state::Kind;
 use crate::core::value::{AbortCause, Decision, Value};
 
@@ -238,6 +238,10 @@ impl Node {
         let elsewhere = self.others().any(|other| self.liveness.peer(other).is_some_and(|peer| peer.accepted == Some(slot)));
         if own && self.driver.is_none() && self.resolve_tries == 0 {
             self.arm(RESOLVE_SPLIT_MS, RESOLVE_SPLIT_MS, AbortCause::CoordinatorLost);
+        }
+        if elsewhere && self.driver.is_none() && self.resolver.is_none() {
+            // Whoever has accepted it settles it, unless that one is lost; perhaps nobody else has a reason to.
+            self.arm(self.settings.prepare_timeout_ms, RESOLVE_RANK_MS, AbortCause::CoordinatorLost);
         }
         if !own && !elsewhere {
             self.caught_up = true;

@@ -221,7 +221,9 @@ impl Node {
     /// With every beat: what it says of leases, and events for who has come to be fenced and who no longer is.
     pub(super) fn lease_summary(&self, asks: bool) -> LeaseSummary {
         let fenced = self.others().filter(|member| self.is_fenced_here(member)).cloned().collect();
-        LeaseSummary { asks: asks && self.wants_grants(), grants_ms: self.settings.lease_ms, fenced }
+        // Longer grants of before may still run.
+        let grants_ms = self.settings.lease_ms.max(self.durable.lease_ms());
+        LeaseSummary { asks: asks && self.wants_grants(), grants_ms, fenced }
     }
 
     pub(super) fn note_fences(&mut self) {
@@ -288,7 +290,9 @@ impl Node {
         if waiting.iter().all(|member| self.fencers(member, slot).count() >= majority) {
             return 0;
         }
-        let since = self.decided_at(slot).unwrap_or(self.started);
+        // What is not remembered was decided before what is.
+        let first = self.leases.decided_at.front().map_or(self.started, |(_, at)| *at);
+        let since = self.decided_at(slot).unwrap_or(first);
         let left_us = since.plus_ms(self.longest_lease_ms()).0.saturating_sub(self.now.time.0);
         left_us.div_ceil(1_000)
     }

@@ -108,6 +108,7 @@ impl Node {
     fn cast(&mut self, from: NodeId, slot: Slot, ballot: Ballot, tx: Transaction, vote: Vote) {
         let (txid, yes, reason) = (tx.txid.clone(), vote.yes, vote.reason.clone());
         if vote.yes && tx.kind != Kind::Reduce {
+            // In one group with the yes: a fence alone would bar its member from a slot that nobody has to settle.
             self.record_fences();
         }
         let record = match vote.yes {
