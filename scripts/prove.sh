@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that docs/PROOF.md has figures of, one after another: hours. A part that fails does not keep the others from running.
 #
-#   scripts/prove.sh [PART...]     tests sim mutants exhaustive images fuzz chaos; all of them unless said otherwise
+#   scripts/prove.sh [PART...]     tests sim cuts mutants exhaustive images fuzz chaos; all of them unless said otherwise
 #
 #   SEEDS           seeds of the simulator (100000), from SEED (0) on
+#   CUTS            seeds of one node cut off (10000)
 #   FUZZ_SECONDS    for each fuzz target (60)
 #   CHAOS_MINUTES   with real nodes (60)
 #
@@ -18,6 +19,10 @@ sim() {
   cargo build --release --locked && "$target/release/canary-mesh" sim --seeds "${SEEDS:-100000}" --seed "${SEED:-0}" --jobs "$(nproc)"
 }
 
+cuts() {
+  cargo build --release --locked && "$target/release/canary-mesh" sim --cuts --seeds "${CUTS:-10000}" --jobs "$(nproc)"
+}
+
 mutants() {
   cargo build --profile sim --features mutants --locked && "$target/sim/canary-mesh" sim --mutants --jobs "$(nproc)"
 }
@@ -30,7 +35,7 @@ fuzz() { scripts/fuzz.sh "${FUZZ_SECONDS:-60}"; }
 
 chaos() { scripts/chaos.sh "${CHAOS_MINUTES:-60}"; }
 
-all=(tests sim mutants exhaustive images fuzz chaos)
+all=(tests sim cuts mutants exhaustive images fuzz chaos)
 parts=("$@")
 [[ $# -gt 0 ]] || parts=("${all[@]}")
 for part in "${parts[@]}"; do

@@ -98,7 +98,7 @@ async fn look(mesh: &mut Mesh) -> (Report, Exit) {
     let (fenced, notes): (Vec<_>, Vec<_>) =
         fences(&nodes).into_iter().partition(|fence| nodes.iter().any(|node| node.node.as_ref() == Some(&fence.node)));
     let said = |fences: Vec<&FenceView>| fences.into_iter().map(ToString::to_string).collect::<Vec<_>>();
-    let (fenced, notes) = (said(fenced), said(notes));
+    let (fenced, notes) = (said(fenced), [said(notes), detours(&nodes)].concat());
     let problems: Vec<String> = [unwell(&nodes), fenced, behind(&nodes, due), disagreement(&common)].concat();
     let exit = match problems.is_empty() {
         true => Exit::Ok,
@@ -196,6 +196,16 @@ fn fences(nodes: &[NodeReport]) -> Vec<&FenceView> {
         }
     }
     fences.into_values().collect()
+}
+
+/// The links that are refused or go over a third node, with the reason.
+fn detours(nodes: &[NodeReport]) -> Vec<String> {
+    let detour = |node: &NodeId, peer: &PeerView| match (peer.link, peer.reason.as_deref()) {
+        (LinkWord::Refused, Some(reason)) => Some(format!("{node} has no link to {}: {reason}", peer.node)),
+        (LinkWord::Relayed, Some(reason)) => Some(format!("{node} reaches {} {reason}", peer.node)),
+        _ => None,
+    };
+    voices(nodes).flat_map(|voice| voice.seen.links.iter().filter_map(move |peer| detour(voice.node, peer))).collect()
 }
 
 fn behind(nodes: &[NodeReport], due: Slot) -> Vec<String> {
@@ -313,13 +323,13 @@ fn route_text((name, route): (&RouteName, &RouteView)) -> String {
 
 /// `2/2 up`, and the others by name.
 fn links_field(links: &[PeerView]) -> Field {
-    let word = |peer: &PeerView| match (peer.link, &peer.reason) {
-        (LinkWord::Up, _) => None,
-        (LinkWord::Down, _) => Some(format!("{} down", peer.node)),
-        (LinkWord::Cut, _) => Some(format!("{} cut", peer.node)),
-        (LinkWord::Refused, None) => Some(format!("{} refused", peer.node)),
-        (LinkWord::Refused, Some(reason)) => Some(format!("{} refused: {reason}", peer.node)),
-        (LinkWord::Relayed, reason) => Some(format!("{} relayed {}", peer.node, reason.as_deref().unwrap_or_default())),
+    // Reasons would make the table too wide: they are told below it.
+    let word = |peer: &PeerView| match peer.link {
+        LinkWord::Up => None,
+        LinkWord::Down => Some(format!("{} down", peer.node)),
+        LinkWord::Cut => Some(format!("{} cut", peer.node)),
+        LinkWord::Refused => Some(format!("{} refused", peer.node)),
+        LinkWord::Relayed => Some(format!("{} relayed", peer.node)),
     };
     let others: Vec<String> = links.iter().filter_map(word).collect();
     let up = links.len() - others.len();
