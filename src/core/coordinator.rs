@@ -96,7 +96,7 @@ impl Accepting {
 enum Tally {
     /// More answers are needed.
     Wait,
-    /// It cannot commit any more, or is a rollback whose slot is held: only late votes are waited for.
+    /// It cannot commit any more, or can already, or is a rollback whose slot is held: only late votes are waited for.
     Hurry,
     /// A member has accepted a value before: that one must be proposed, not ours.
     Adopt(Value),
@@ -132,16 +132,20 @@ impl Voting {
             return Tally::Adopt(value);
         }
         let fenced = self.excusable(state, &pledged);
-        // A no stands, whoever says it; an answer that may still come is waited for.
+        // A no stands, whoever says it.
         let excused = |node: &NodeId| match heard(node) {
-            None => fenced.contains(node) && (over || !linked.contains(node)),
             Some(PrepareAnswer::Voted { vote, .. }) => vote.yes,
-            Some(_) => fenced.contains(node),
+            _ => fenced.contains(node),
         };
-        if self.tx.kind == Kind::Reduce || state.members.keys().all(excused) {
+        let no_more_to_hear = state.members.keys().all(|node| heard(node).is_some() || !linked.contains(node));
+        let suffices = state.members.keys().all(excused);
+        if self.tx.kind == Kind::Reduce || (suffices && (over || no_more_to_hear)) {
             return Tally::Commit;
         }
-        let no_more_to_hear = state.members.keys().all(|node| heard(node).is_some() || !linked.contains(node));
+        if suffices {
+            // A fenced member that is linked may still have something to say.
+            return Tally::Hurry;
+        }
         let cannot_commit = !self.heard.keys().all(excused);
         match (cannot_commit, over || (cannot_commit && no_more_to_hear)) {
             (_, true) => Tally::Abort(self.cause(state, over)),

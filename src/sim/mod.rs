@@ -176,8 +176,11 @@ mod tests {
         // 618 and 1204: two rollbacks with just a majority left aborted each other in slot after slot.
         // 1658: a log was compacted that a paused member had decided and not yet synced.
         // 2831: two starts of a wiped node, known to two neighbours, were refused in turns without end.
+        // 11721: an advance waited for a fenced member until a resolver with a fast clock took its slot.
         // 917, 1465, 6314: the oracle's own, about removed members, pins whose sync was never acknowledged, and proposals from before the calm.
-        for (seed, nodes) in [(618, Some(5)), (917, Some(5)), (1204, None), (1465, None), (1658, None), (2831, None), (6314, None)] {
+        for (seed, nodes) in
+            [(618, Some(5)), (917, Some(5)), (1204, None), (1465, None), (1658, None), (2831, None), (6314, None), (11_721, None)]
+        {
             let ran = super::run(seed, &Options { nodes, ..Options::default() }, Switches::default());
             assert!(ran.is_ok(), "seed {seed}: {:?}", ran.map_err(|failure| failure.violation));
         }
