@@ -3,13 +3,14 @@
 //! [`Node::step`] is the one entrance. It makes one change, and every output of it is handed back before the next; what must
 //! be durable before what is sent stands in [`io`]. The roles of a node are files, and each is an `impl` of the one [`Node`]:
 //! `participant` (votes, promises, accepts), `coordinator` (drives one transaction), `resolver` (takes over an open slot),
-//! `learner` (decides, applies, catches up).
+//! `learner` (decides, applies, catches up), `lease` (serves a canary by leave of a majority, and gives its own).
 //!
 //! Invariants, each held up by the type or the check named:
 //! - One slot is open at a time, head + 1, and only its decision closes it ([`durable::Durable::apply`]).
 //! - Nothing that promises, votes or accepts leaves before its record is synced ([`io::After`]).
 //! - The status after a restart is the same fold over records as the running status ([`durable`]).
 //! - A ballot is used once: its round grows within an incarnation, and the incarnation with every start ([`ballot::Ballot`]).
+//! - A canary is served only before [`Node::lease_until`]; the shell is told of every change of that by [`io::Output::Lease`].
 //! - A message counts only if it comes over the present link of the incarnation that sent it ([`liveness`]).
 
 pub mod ballot;

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::sim::coverage::Situation;
     use crate::sim::network::Weather;
-    use crate::sim::plan::{Action, What, Wish};
+    use crate::sim::plan::{Action, Boundary, What, Wish};
 
     fn run(seed: u64) -> Result<Figures, Failure> {
         super::run(seed, &Options::default(), Switches { brief: true, ..Switches::default() })
@@ -186,12 +186,18 @@ mod tests {
         }
     }
 
-    /// Calm weather in which these pairs are cut apart before anything begins and until all is over, and every node proposes in turn.
-    fn apart(nodes: usize, pairs: &[(usize, usize)], rounds: usize) {
+    /// Calm weather, in which nothing happens.
+    fn quiet(nodes: usize) -> Plan {
         let mut plan = Plan::new(7, Some(nodes));
         let every: Vec<_> = Knob::ALL.map(|(knob, _)| knob).into();
         plan.without(&every);
-        (plan.weather, plan.heal_majority, plan.actions) = (Weather::CALM, false, Vec::new());
+        (plan.weather, plan.heal_majority, plan.outsiders, plan.actions) = (Weather::CALM, false, 0, Vec::new());
+        plan
+    }
+
+    /// These pairs are cut apart before anything begins and until all is over, and every node proposes in turn.
+    fn apart(nodes: usize, pairs: &[(usize, usize)], rounds: usize) {
+        let mut plan = quiet(nodes);
         let for_us = 3_600_000_000;
         plan.actions
             .extend(pairs.iter().map(|(one, other)| Action { at: 0, what: What::Apart { one: *one, other: *other, for_us, seen: true } }));
@@ -205,9 +211,32 @@ mod tests {
         let figures = ran.unwrap_or_else(|failure| panic!("{:?}", failure.violation));
         let times = |situation| figures.coverage.times(situation);
         assert_eq!((times(Situation::Advance), times(Situation::Aborted)), (proposals as u64, 0), "{figures:?}");
+        assert_eq!(times(Situation::LeaseLost), 0, "{figures:?}");
         // A request and an answer at least, of every proposal and over every pair.
         let of_pairs = figures.coverage.times(Situation::Relayed);
         assert!(of_pairs > 2 * (rounds * pairs.len()) as u64, "{figures:?}");
+    }
+
+    /// A member dies at any moment between two beats, and clocks are up to 1 % off: a lease and two beats later an advance commits without it.
+    #[test]
+    fn a_dead_member_holds_an_advance_up_for_a_lease_and_two_beats_at_most() {
+        for seed in 0..60 {
+            let (dead, dies_at) = (seed as usize % 3, 10_000_000 + seed * 33_333);
+            let mut plan = quiet(3);
+            plan.habits.clocks_ppm = vec![10_000, 0, -10_000];
+            plan.order.sort_by_key(|node| *node == dead);
+            (plan.heal_majority, plan.rest_down) = (true, true);
+            let crash = What::Crash { node: dead, power: true, at: Boundary::Now, count: 1, down_us: 3_600_000_000 };
+            let wish = Wish::Canary { model: 2, weight: 100 };
+            let asked_at = dies_at + 6_000_000 + 2 * 2_000_000;
+            let ask = What::Propose { node: (dead + 1 + seed as usize % 2) % 3, wish, key: None };
+            plan.actions = vec![Action { at: dies_at, what: crash }, Action { at: asked_at, what: ask }];
+            plan.heal_at = asked_at + 1_000_000;
+            let ran = run_plan(seed, &plan, Switches { brief: true, ..Switches::default() });
+            let figures = ran.unwrap_or_else(|failure| panic!("seed {seed}: {:?}", failure.violation));
+            let times = |situation| figures.coverage.times(situation);
+            assert_eq!((times(Situation::AdvanceWithout), times(Situation::Aborted)), (1, 0), "seed {seed}: {figures:?}");
+        }
     }
 
     #[test]
