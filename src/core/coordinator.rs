@@ -425,9 +425,13 @@ impl Node {
     /// Tells when an advance will do without those that did not vote.
     fn with_fences(&self, cause: AbortCause) -> AbortCause {
         let AbortCause::NoVote(mut missing) = cause else { return cause };
-        for (node, why) in missing.iter_mut().filter(|_| self.settings.advance_votes == AdvanceVotes::Unfenced) {
-            if let Some(ms) = self.fenced_in_ms(node) {
-                why.push_str(&format!("; it may hold a lease for {:.1} s more, and is not needed after that", ms as f64 / 1_000.0));
+        for (node, why) in &mut missing {
+            match (self.settings.advance_votes, self.fenced_in_ms(node)) {
+                (AdvanceVotes::All, _) => why.push_str("; advance_votes is \"all\", so its yes is needed"),
+                (AdvanceVotes::Unfenced, Some(ms)) => {
+                    why.push_str(&format!("; it may hold a lease for {:.1} s more, and is not needed after that", ms as f64 / 1_000.0));
+                }
+                (AdvanceVotes::Unfenced, None) => {}
             }
         }
         AbortCause::NoVote(missing)

@@ -202,6 +202,10 @@ impl Cluster {
                 self.step(&id(at), Input::Settings(settings));
                 self.deliver();
             }
+            ["votes-of-all", at] => {
+                self.step(&id(at), Input::Settings(Settings { advance_votes: AdvanceVotes::All, ..TIMING }));
+                self.deliver();
+            }
             ["join", name, from] => {
                 self.join(&id(name), &id(from));
                 self.relink();
