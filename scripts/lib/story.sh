@@ -237,7 +237,7 @@ tell_story() {
   wait_for "the lease of $a to end" lease_is_over "$a"
   run 0 load --endpoint "${data[$a]}" --file "$requests" --rate 1000
   answered stable digits-v1 100 100 88 95
-  told 'lease-expired 400'
+  told 'reasons: lease-expired'
   run 1 propose --endpoint "${data[$a]}" --weight 50
   told 'no majority'
   ok "$a has gone back to digits-v1 by itself, and alone it could decide nothing."

@@ -70,12 +70,13 @@ impl Node {
     /// how the lease stood after the last step; who was fenced at the last beat, and what others say of fences, which events, receipts and the
     /// shell's models go by; how the members' beats are divided in a large mesh.
     pub fn lease_digest(&self, now: Time, into: &mut impl Hasher) {
-        let Leases { asked: _, held, told: _, was_held: _, granted, fence_from, shorter_from, fenced: _, decided_at } = &self.leases;
+        let Leases { asked: _, held, told: _, was_held: _, granted, fence_from, recorded, shorter_from, fenced: _, decided_at } =
+            &self.leases;
         for until in [held, granted] {
             let running = until.iter().map(|(node, until)| (node, left(now, *until))).filter(|(_, left)| *left > 0);
             running.collect::<Vec<_>>().hash(into);
         }
-        (left(now, *fence_from), left(now, *shorter_from)).hash(into);
+        (left(now, *fence_from), left(now, *shorter_from), *recorded > self.synced).hash(into);
         // One beat after its decision a slot is an old one.
         let ages = decided_at.iter().map(|(slot, at)| (slot, left(*at, now)));
         let recent = ages.filter(|(_, age)| *age <= self.settings.heartbeat_ms.saturating_mul(1_000));

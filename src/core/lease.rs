@@ -1,8 +1,8 @@
 //! Leases and fences: nobody serves a canary that it should not.
 //!
 //! A canary is served on a lease, and stable is what a node serves without one. Beats ask for grants; a node holds a lease while the
-//! grants of a majority, its own included, have not run out. No grant is given to a member that lacks what lowers exposure or changes who
-//! counts, so a committed `reduce` plus one lease means that no request anywhere meets what it took away.
+//! grants of a majority, its own included, have not run out. No grant is given to a member that lacks what lowers exposure,
+//! so a committed `reduce` plus one lease means that no request anywhere meets what it took away.
 //!
 //! A member is **fenced** here when all that was granted to it has run out. A yes names the members that its voter has fenced, and puts that
 //! on record first: they get no grant before they have decided this slot. Whoever a majority of the yes votes has fenced holds no lease
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::core::Node;
 use crate::core::ids::{NodeId, Slot, Time};
-use crate::core::io::{After, Event, Output};
+use crate::core::io::{After, Event, LogIndex, Output};
 use crate::core::message::{Grant, Heartbeat, LeaseSummary, Message};
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
@@ -46,6 +46,8 @@ pub(super) struct Leases {
     pub(super) granted: BTreeMap<NodeId, Time>,
     /// Nobody is fenced before this: what an earlier process granted has run out by then.
     pub(super) fence_from: Time,
+    /// The record of how long grants may be: none of that length leaves before it is synced.
+    pub(super) recorded: LogIndex,
     /// Before this, grants that are longer than the present setting may still run.
     pub(super) shorter_from: Time,
     /// Who was fenced at the last beat.
@@ -96,6 +98,11 @@ impl Node {
         until.get(state.majority() - 1).map_or(Time(0), |until| **until)
     }
 
+    /// When the lease that is held ends: that is noticed at once, and said.
+    pub(super) fn lease_ends_at(&self) -> Option<Time> {
+        self.leases.was_held.then_some(self.leases.told)
+    }
+
     /// The shell hears of every change of the lease, in the step that makes it.
     pub(super) fn tell_lease(&mut self) {
         let until = self.lease_until();
@@ -118,16 +125,15 @@ impl Node {
             return;
         }
         let (now, lease_ms) = (self.now.time, self.settings.lease_ms);
-        let mut after = After::Nothing;
         if lease_ms > self.durable.lease_ms() {
             // After a restart this node has to know for how long it may have granted.
             let Some(index) = self.append(Record::Lease { lease_ms }) else { return };
-            after = After::Synced(index);
+            self.leases.recorded = index;
         }
         let granted = self.leases.granted.entry(to.clone()).or_default();
         *granted = now.plus_ms(lease_ms).max(*granted);
         let grant = Grant { incarnation: self.link_incarnation(to), beat: beat.beat, lease_ms };
-        self.send(to, Message::Grant(grant), after);
+        self.send(to, Message::Grant(grant), After::Synced(self.leases.recorded));
     }
 
     /// The lease has been set to less: the log is told when nothing longer can run any more.

@@ -202,7 +202,7 @@ impl Node {
 
     /// When `Tick` is due at the latest.
     pub fn deadline(&self) -> Time {
-        self.timers().chain(self.tell_at).fold(self.next_beat, Time::min)
+        self.timers().chain(self.tell_at).chain(self.lease_ends_at()).fold(self.next_beat, Time::min)
     }
 
     /// What `Tick` is waited for besides heartbeats.
