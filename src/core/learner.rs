@@ -215,6 +215,9 @@ impl Node {
         } else {
             self.check_hash(from, beat.head.slot, beat.head.state_hash);
         }
+        if beat.unrecorded {
+            self.say_recorded(from);
+        }
         self.check_caught_up();
         self.grant(from, &beat);
     }
@@ -291,7 +294,8 @@ impl Node {
         let summary = OpenSummary { slot: self.open_slot(), promised: open.promised.clone(), prepared, accepted };
         let open = open.promised.is_some().then_some(summary);
         let (lease, health) = (self.lease_summary(asks), self.health.clone());
-        Heartbeat { beat: self.beats, head: self.durable.head(), kept: self.kept, open, lease, health, digest }
+        let (head, unrecorded) = (self.durable.head(), !self.durable.is_admitted());
+        Heartbeat { beat: self.beats, head, kept: self.kept, open, unrecorded, lease, health, digest }
     }
 
     /// When the next unanswered `FETCH` may be repeated.

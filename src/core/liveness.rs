@@ -164,7 +164,16 @@ mod tests {
 
     fn beat(beat: u64, head: Slot, digest: Vec<DigestEntry>) -> Heartbeat {
         let head = Head { slot: head, version: 0, state_hash: StateHash([0; 32]) };
-        Heartbeat { beat, head, kept: 0, open: None, lease: LeaseSummary::default(), health: HealthSnapshot::default(), digest }
+        Heartbeat {
+            beat,
+            head,
+            kept: 0,
+            open: None,
+            unrecorded: false,
+            lease: LeaseSummary::default(),
+            health: HealthSnapshot::default(),
+            digest,
+        }
     }
 
     #[test]

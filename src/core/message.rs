@@ -174,6 +174,9 @@ pub struct Heartbeat {
     pub kept: Slot,
     /// The open slot, if anything is promised or prepared in it.
     pub open: Option<OpenSummary>,
+    /// Some member has not told the sender yet that it has recorded its disk.
+    #[serde(default)]
+    pub unrecorded: bool,
     /// What it is about leases.
     pub lease: LeaseSummary,
     /// The sender's own numbers, never another node's.

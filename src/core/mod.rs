@@ -328,12 +328,18 @@ impl Node {
         }
         self.liveness.link_up(&peer, incarnation, disk_id);
         self.event(Event::LinkUp { peer: peer.clone(), incarnation });
-        if self.durable.pinned_disk(&peer).is_some() {
-            self.send(&peer, Message::Pinned { disk_id }, After::Synced(self.index));
-        }
+        self.say_recorded(&peer);
         self.send_heartbeat(&peer, true);
         if let Some(request) = self.driver_request() {
             self.send(&peer, request, After::Nothing);
+        }
+    }
+
+    /// Said on every new link, and again to whoever asks by its beats: what goes over a third node may be lost.
+    fn say_recorded(&mut self, peer: &NodeId) {
+        let linked = self.liveness.peer(peer).and_then(|peer| peer.disk_id);
+        if let Some(disk_id) = self.durable.pinned_disk(peer).filter(|disk_id| linked == Some(*disk_id)) {
+            self.send(peer, Message::Pinned { disk_id }, After::Synced(self.index));
         }
     }
 

@@ -184,6 +184,9 @@ mod tests {
             let ran = super::run(seed, &Options { nodes, ..Options::default() }, Switches::default());
             assert!(ran.is_ok(), "seed {seed}: {:?}", ran.map_err(|failure| failure.violation));
         }
+        // A PINNED was lost at the third node, and nobody said it again.
+        let ran = super::run(6047, &Options { cuts: true, ..Options::default() }, Switches { brief: true, ..Switches::default() });
+        assert!(ran.is_ok(), "cut 6047: {:?}", ran.map_err(|failure| failure.violation));
     }
 
     /// Calm weather, in which nothing happens.
