@@ -49,32 +49,17 @@ for node in a b c; do
   "$binary" serve --id "node-$node" --peers "$work/peers.json" --models models --logs "$work/logs" >"$work/$node.out" 2>&1 &
 done
 
-python3 - "$rounds" "$per_round" "${ports[9]}" "${ports[3]}" "${ports[4]}" "${ports[5]}" <<'PY'
+PYTHONPATH=scripts/lib PYTHONDONTWRITEBYTECODE=1 python3 - "$rounds" "$per_round" "${ports[9]}" "${ports[3]}" "${ports[4]}" "${ports[5]}" <<'PY'
 import base64, http.client, json, statistics, sys, time
+from bench import ask, show, spread, wait
 
 rounds, per_round, mesh_port, *etcd_ports = map(int, sys.argv[1:])
 
 def client(port):
     return http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
-def wait(what, ready):
-    end = time.time() + 60
-    while time.time() < end:
-        try:
-            if ready():
-                return
-        except (OSError, http.client.HTTPException):
-            pass
-        time.sleep(0.1)
-    sys.exit(f"bench_commit: {what} is not ready after a minute")
-
-def ask(connection, method, path, body=None):
-    connection.request(method, path, None if body is None else json.dumps(body), {"content-type": "application/json"})
-    answer = connection.getresponse()
-    return answer.status, answer.read()
-
-wait("the mesh", lambda: ask(client(mesh_port), "GET", "/readyz")[0] == 200)
-wait("etcd", lambda: ask(client(etcd_ports[0]), "GET", "/health")[0] == 200)
+wait("the mesh to be ready", lambda: ask(client(mesh_port), "GET", "/readyz")[0].status == 200)
+wait("etcd to be ready", lambda: ask(client(etcd_ports[0]), "GET", "/health")[0].status == 200)
 # A put through the leader needs one hop less: etcd is measured at its best.
 def is_leader(port):
     status = json.loads(ask(client(port), "POST", "/v3/maintenance/status", {})[1])
@@ -85,13 +70,13 @@ etcd, mesh = client(leader), client(mesh_port)
 def advance(n):
     canary = 1 + n % 2
     change = {"canary_model_id": "digits-v2", "weights": {"stable": 100 - canary, "canary": canary}}
-    status, body = ask(mesh, "POST", "/transactions", {"kind": "advance", "changes": {"default": change}})
-    assert status == 200, body
+    answer, body = ask(mesh, "POST", "/transactions", {"kind": "advance", "changes": {"default": change}})
+    assert answer.status == 200, body
 
 def put(n):
     body = {"key": base64.b64encode(b"route").decode(), "value": base64.b64encode(b"x" * 200 + str(n).encode()).decode()}
-    status, answer = ask(etcd, "POST", "/v3/kv/put", body)
-    assert status == 200, answer
+    answer, body = ask(etcd, "POST", "/v3/kv/put", body)
+    assert answer.status == 200, body
 
 def timed(call, n):
     start = time.perf_counter()
@@ -109,7 +94,6 @@ for round in range(rounds):
     theirs += etcd_ms
     print(f"round {round + 1}: mesh p50 {statistics.median(mesh_ms):.2f} ms, etcd p50 {statistics.median(etcd_ms):.2f} ms, ratio {ratios[-1]:.2f}")
 for name, values in (("mesh commit", ours), ("etcd put", theirs)):
-    values.sort()
-    print(f"{name:12} p50 {statistics.median(values):6.2f} ms  p99 {values[len(values) * 99 // 100]:6.2f} ms  max {values[-1]:6.2f} ms  n {len(values)}")
-print(f"ratio of medians mesh/etcd: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    show(f"{name:12}", values)
+print(f"ratio of medians mesh/etcd: {spread(ratios)}")
 PY

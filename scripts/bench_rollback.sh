@@ -49,8 +49,9 @@ finish() {
 trap finish EXIT
 trap 'exit 130' HUP INT TERM
 
-python3 - "$binary" "$work" "${ROUNDS:-5}" "${PER_ROUND:-40}" "${ROLLBACKS:-25}" "${RATE:-200}" <<'PY'
+PYTHONPATH=scripts/lib PYTHONDONTWRITEBYTECODE=1 python3 - "$binary" "$work" "${ROUNDS:-5}" "${PER_ROUND:-40}" "${ROLLBACKS:-25}" "${RATE:-200}" <<'PY'
 import http.client, json, os, random, signal, socket, statistics, subprocess, sys, threading, time
+from bench import ask, show, spread, wait
 
 binary, work, *numbers = sys.argv[1:]
 rounds, per_round, rollbacks, rate = map(int, numbers)
@@ -88,25 +89,8 @@ def client(at):
     connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
-def ask(connection, method, path, body=None, headers={}):
-    body = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    connection.request(method, path, body, {"content-type": "application/json", **headers})
-    answer = connection.getresponse()
-    return answer, answer.read()
-
 def get(at, path):
     return json.loads(ask(client(at), "GET", path)[1])
-
-def wait(what, ready):
-    end = time.time() + 60
-    while time.time() < end:
-        try:
-            if ready():
-                return
-        except (OSError, http.client.HTTPException, ValueError):
-            pass
-        time.sleep(0.02)
-    sys.exit(f"bench_rollback: after a minute still waiting for this: {what}")
 
 def is_well():
     routing = [get(at, "/routing") for at in range(3)]
@@ -168,9 +152,8 @@ def part_one():
             ratios[name].append(medians[name] / medians["all alive"])
         print(f"round {round + 1}: p50 " + ", ".join(f"{name} {medians[name]:.2f} ms" for name in names), flush=True)
     for name, ms in times.items():
-        ms.sort()
-        ratio = "" if name == "all alive" else f"  ratio of medians to all alive: median {statistics.median(ratios[name]):.2f}, from {min(ratios[name]):.2f} to {max(ratios[name]):.2f}"
-        print(f"reduce, {name:12} p50 {statistics.median(ms):6.2f} ms  p99 {ms[len(ms) * 99 // 100]:6.2f} ms  max {ms[-1]:6.2f} ms  n {len(ms)}{ratio}", flush=True)
+        ratio = "" if name == "all alive" else f"  ratio of medians to all alive: {spread(ratios[name])}"
+        show(f"reduce, {name:12}", ms, ratio)
 
 with open("models/requests.ndjson") as file:
     digit = json.dumps(json.loads(file.readline())["request"]).encode()
