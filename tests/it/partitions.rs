@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::mesh::{Mesh, wait_for};
 
@@ -97,7 +98,11 @@ const CUTS: usize = 8;
 
 #[test]
 fn proposals_commit_while_a_link_is_cut_and_healed_again_and_again() {
-    let mesh = Mesh::started();
+    // A vote that is lost costs its transaction the whole time for votes; one that is late on a machine that stands still does not.
+    let timing = json!({"heartbeat_ms": 200, "prepare_timeout_ms": 10_000, "lease_ms": 600});
+    let mut mesh = Mesh::with(TempDir::new().unwrap(), &["node-a", "node-b", "node-c"], &timing, &json!({}));
+    (0..3).for_each(|at| mesh.start(at, &[]));
+    mesh.wait_ready();
     let (over, proposals_max) = (AtomicBool::new(false), 9_000);
     let answers = std::thread::scope(|scope| {
         let proposing = scope.spawn(|| {
@@ -115,9 +120,10 @@ fn proposals_commit_while_a_link_is_cut_and_healed_again_and_again() {
         proposing.join().unwrap()
     });
     assert!(answers.iter().all(Option::is_some));
-    let failed: Vec<_> =
-        answers.iter().flatten().filter(|answer| answer.status != 200).map(|answer| answer.json()["reason"].clone()).collect();
-    // What a cut takes with it is asked again at once. On a machine that stands still for a second a vote may be late all the same.
+    let failed: Vec<_> = answers.iter().flatten().filter(|answer| answer.status != 200).map(|answer| answer.json()).collect();
+    // What a cut takes with it is asked again at once, so no vote is missed. A decision may be: whoever proposes next without it is told so.
+    let told = ["slot_taken", "busy"].map(|code| json!(code));
+    assert!(failed.iter().all(|answer| told.contains(&answer["error_code"])), "{failed:?}");
     assert!(failed.len() < CUTS && answers.len() > 10 * CUTS, "{} of {}: {failed:?}", failed.len(), answers.len());
     mesh.wait_agreement();
     assert_eq!(mesh.json(0, "/routing")["version"], answers.len() - failed.len());
