@@ -69,7 +69,6 @@ pub(super) struct Voting {
     pub(super) slot: Slot,
     pub(super) ballot: Ballot,
     pub(super) tx: Transaction,
-    pub(super) advance_votes: AdvanceVotes,
     pub(super) heard: BTreeMap<NodeId, PrepareAnswer>,
     pub(super) deadline: Time,
 }
@@ -114,9 +113,16 @@ impl Voting {
         self.tx.kind != Kind::Reduce
     }
 
-    /// What a coordinator may do with what it has heard. `linked` are the members still worth waiting
-    /// for; `pledged` says of whom a promise counts; `over` says that the deadline has passed.
-    fn tally(&self, state: &RoutingState, linked: &BTreeSet<NodeId>, pledged: impl Fn(&NodeId) -> bool, over: bool) -> Tally {
+    /// What a coordinator may do with what it has heard. `reachable` says who is still worth waiting for; `pledged`, of whom a promise
+    /// counts; `over`, that the deadline has passed.
+    fn tally(
+        &self,
+        state: &RoutingState,
+        advance_votes: AdvanceVotes,
+        reachable: impl Fn(&NodeId) -> bool,
+        pledged: impl Fn(&NodeId) -> bool,
+        over: bool,
+    ) -> Tally {
         let heard = |node: &NodeId| self.heard.get(node);
         let promises = self.heard.iter().filter(|(node, answer)| answer.is_promise() && pledged(node)).count();
         let refusals = self.heard.values().filter(|answer| !answer.is_promise()).count();
@@ -131,19 +137,22 @@ impl Voting {
         if let Some(value) = highest_accepted(self.heard.values().filter_map(PrepareAnswer::accepted)) {
             return Tally::Adopt(value);
         }
-        let fenced = self.excusable(state, &pledged);
+        let excusable = match advance_votes {
+            AdvanceVotes::Unfenced => self.fenced(state, &pledged),
+            AdvanceVotes::All => BTreeSet::new(),
+        };
         // A no stands, whoever says it.
         let excused = |node: &NodeId| match heard(node) {
             Some(PrepareAnswer::Voted { vote, .. }) => vote.yes,
-            _ => fenced.contains(node),
+            _ => excusable.contains(node),
         };
-        let no_more_to_hear = state.members.keys().all(|node| heard(node).is_some() || !linked.contains(node));
+        let no_more_to_hear = state.members.keys().all(|node| heard(node).is_some() || !reachable(node));
         let suffices = state.members.keys().all(excused);
         if self.tx.kind == Kind::Reduce || (suffices && (over || no_more_to_hear)) {
             return Tally::Commit;
         }
         if suffices {
-            // A fenced member that is linked may still have something to say.
+            // A fenced member that is reachable may still have something to say.
             return Tally::Hurry;
         }
         let cannot_commit = !self.heard.keys().all(excused);
@@ -154,15 +163,16 @@ impl Voting {
         }
     }
 
-    /// The members that it may do without: a majority has said yes, and that they get no grant before they have decided this slot.
-    fn excusable(&self, state: &RoutingState, pledged: impl Fn(&NodeId) -> bool) -> BTreeSet<NodeId> {
-        if self.advance_votes == AdvanceVotes::All {
-            return BTreeSet::new();
+    /// The members that a majority has fenced: it has said yes, and that they get no grant before they have decided this slot.
+    fn fenced(&self, state: &RoutingState, pledged: impl Fn(&NodeId) -> bool) -> BTreeSet<&NodeId> {
+        let mut fencers: BTreeMap<&NodeId, usize> = BTreeMap::new();
+        for (_, answer) in self.heard.iter().filter(|(node, _)| pledged(node)) {
+            let PrepareAnswer::Voted { fenced, .. } = answer else { continue };
+            for member in fenced {
+                *fencers.entry(member).or_default() += 1;
+            }
         }
-        let fences =
-            |answer: &PrepareAnswer, member: &NodeId| matches!(answer, PrepareAnswer::Voted { fenced, .. } if fenced.contains(member));
-        let fencers = |member: &NodeId| self.heard.iter().filter(|(node, answer)| fences(answer, member) && pledged(node)).count();
-        state.members.keys().filter(|member| fencers(member) >= state.majority()).cloned().collect()
+        fencers.into_iter().filter(|(_, count)| *count >= state.majority()).map(|(member, _)| member).collect()
     }
 
     /// Whether this is a `reduce` and another driver is at work on the slot: it does not wait for that one's end.
@@ -302,13 +312,7 @@ impl Node {
     }
 
     fn reachable(&self) -> Vec<NodeId> {
-        self.durable
-            .state()
-            .members
-            .keys()
-            .filter(|node| *node == self.id() || self.liveness.linked().any(|other| other == *node))
-            .cloned()
-            .collect()
+        self.durable.state().members.keys().filter(|node| self.is_reachable(node)).cloned().collect()
     }
 
     /// The transaction that holds the open slot, as far as this node knows.
@@ -357,8 +361,7 @@ impl Node {
         self.event(Event::Proposed { slot, ballot: ballot.to_string(), txid: txid.clone(), kind });
         let (fate, votes) = (Fate::Voting, Vec::new());
         self.in_flight = Some(InFlight { txid, slot, request, answered: false, votes, fate, answer_by: deadline });
-        let (advance_votes, heard) = (self.settings.advance_votes, BTreeMap::new());
-        self.driver = Some(Driver::Voting(Voting { slot, ballot: ballot.clone(), tx: tx.clone(), advance_votes, heard, deadline }));
+        self.driver = Some(Driver::Voting(Voting { slot, ballot: ballot.clone(), tx: tx.clone(), heard: BTreeMap::new(), deadline }));
         self.broadcast(Message::PrepareReq { slot, ballot, tx, base_hash });
     }
 
@@ -380,10 +383,8 @@ impl Node {
     /// Acts on the votes so far; also when the deadline has passed.
     pub(super) fn tally(&mut self) {
         let Some(Driver::Voting(voting)) = &self.driver else { return };
-        let mut linked: BTreeSet<_> = self.liveness.linked().cloned().collect();
-        linked.insert(self.id().clone());
-        let over = self.now.time >= voting.deadline;
-        let tally = voting.tally(self.durable.electorate(), &linked, |member| self.is_pledged(member), over);
+        let (state, votes, over) = (self.durable.electorate(), self.settings.advance_votes, self.now.time >= voting.deadline);
+        let tally = voting.tally(state, votes, |member| self.is_reachable(member), |member| self.is_pledged(member), over);
         let at = self.now.unix_ms;
         match tally {
             Tally::Wait => {}

@@ -9,7 +9,7 @@ use std::hash::{Hash, Hasher};
 use crate::core::coordinator::{Accepting, InFlight, Voting, Waiting};
 use crate::core::durable::Durable;
 use crate::core::ids::{NodeId, Slot, Time};
-use crate::core::lease::{Leases, held_ms};
+use crate::core::lease::Leases;
 use crate::core::liveness::BEATS_MISSED_MAX;
 use crate::core::message::{Grant, Message};
 use crate::core::mutant::mutated;
@@ -39,7 +39,7 @@ impl Node {
         }
         match driver {
             None => 0u8.hash(into),
-            Some(Driver::Voting(Voting { slot, ballot, tx, advance_votes: _, heard, deadline })) => {
+            Some(Driver::Voting(Voting { slot, ballot, tx, heard, deadline })) => {
                 (1u8, slot, ballot, tx, heard, left(now, *deadline)).hash(into);
             }
             Some(Driver::Resolving(Resolving { slot, ballot, cause, heard, deadline })) => {
@@ -66,12 +66,11 @@ impl Node {
     /// What leases, and the beats that carry them, add to that.
     ///
     /// Left out: the beats' numbers, and which asked for grants when (each parcel is told apart by when its beat was sent:
-    /// [`Node::asked_ago`]; of beats that come in order each is newer than the one before); what the shell was last told, which is
-    /// how the lease stood after the last step; who was fenced at the last beat, and what others say of fences, which events, receipts and the
+    /// [`Node::asked_ago`]; of beats that come in order each is newer than the one before); until when the grants of a majority count, which follows from the grants;
+    /// what the shell was last told, which is how the lease stood after the last step; who was fenced at the last beat, and what others say of fences, which events, receipts and the
     /// shell's models go by; how the members' beats are divided in a large mesh.
     pub fn lease_digest(&self, now: Time, into: &mut impl Hasher) {
-        let Leases { asked: _, held, told: _, was_held: _, granted, fence_from, recorded, shorter_from, fenced: _, decided_at } =
-            &self.leases;
+        let Leases { asked: _, held, until: _, told: _, granted, fence_from, recorded, shorter_from, fenced: _, decided_at } = &self.leases;
         for until in [held, granted] {
             let running = until.iter().map(|(node, until)| (node, left(now, *until))).filter(|(_, left)| *left > 0);
             running.collect::<Vec<_>>().hash(into);
@@ -90,8 +89,8 @@ impl Node {
 
     /// How long ago this node asked for grants by this beat, in microseconds; `None` if it does not wait for them any more.
     pub fn asked_ago(&self, now: Time, beat: u64) -> Option<u64> {
-        let (_, sent) = self.leases.asked.iter().find(|(asked, _)| *asked == beat)?;
-        (sent.plus_ms(self.settings.lease_ms) > now).then(|| left(*sent, now))
+        let sent = self.leases.sent_at(beat)?;
+        (sent.plus_ms(self.settings.lease_ms) > now).then(|| left(sent, now))
     }
 
     /// Whether this answer can still change anything here. It does if it belongs to the ballot and the phase that this node drives: no
@@ -111,9 +110,7 @@ impl Node {
     }
 
     fn has_use_for_grant(&self, from: &NodeId, grant: &Grant) -> bool {
-        let asked = self.leases.asked.iter().find(|(beat, _)| *beat == grant.beat);
-        let Some((_, sent)) = asked.filter(|_| grant.incarnation == self.durable.incarnation()) else { return false };
-        let until = sent.plus_ms(held_ms(grant.lease_ms.min(self.settings.lease_ms)));
+        let Some(until) = self.grant_ends_at(grant) else { return false };
         let held = self.leases.held.get(from).copied().unwrap_or_default();
         until > held || mutated!(self, LeaseFromAnswer)
     }

@@ -171,9 +171,9 @@ pub enum Output {
     },
     /// Route by this from now on.
     Apply(Applied),
-    /// A canary may be served until this moment of [`Now::time`], which may have passed, and no longer. In force at once.
+    /// A canary may be served until this moment of [`Now::time`] and no longer. In force at once.
     Lease {
-        /// The first moment at which it may not.
+        /// The first moment at which it may not; 0 if it may not now.
         until: Time,
     },
     /// The caller's receipt.

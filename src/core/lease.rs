@@ -37,11 +37,11 @@ pub fn held_ms(lease_ms: u64) -> u64 {
 pub(super) struct Leases {
     /// The beats that asked for grants not long ago, and when they were sent.
     pub(super) asked: VecDeque<(u64, Time)>,
-    /// Until when the grant of each member counts here.
+    /// Until when the grant of each member counts here, and until when those of a majority do.
     pub(super) held: BTreeMap<NodeId, Time>,
-    /// What the shell was last told, and whether that was a lease.
+    pub(super) until: Time,
+    /// What the shell was last told: until when a lease is held, or 0.
     pub(super) told: Time,
-    pub(super) was_held: bool,
     /// Until when what this process has granted to each member may be counted on.
     pub(super) granted: BTreeMap<NodeId, Time>,
     /// Nobody is fenced before this: what an earlier process granted has run out by then.
@@ -56,6 +56,13 @@ pub(super) struct Leases {
     pub(super) decided_at: VecDeque<(Slot, Time)>,
 }
 
+impl Leases {
+    /// When this beat asked for grants; `None` if it is not waited for any more.
+    pub(super) fn sent_at(&self, beat: u64) -> Option<Time> {
+        self.asked.iter().find(|(asked, _)| *asked == beat).map(|(_, sent)| *sent)
+    }
+}
+
 impl Node {
     // The holder.
 
@@ -66,7 +73,7 @@ impl Node {
         self.leases.asked.push_back((self.beats, now));
         let own = self.id().clone();
         if self.may_grant(&own, self.durable.head().slot) {
-            self.hold(own, now, lease_ms);
+            self.hold(own, now.plus_ms(held_ms(lease_ms)));
         }
     }
 
@@ -76,44 +83,53 @@ impl Node {
     }
 
     pub(super) fn on_grant(&mut self, from: NodeId, grant: &Grant) {
-        let asked = self.leases.asked.iter().find(|(beat, _)| *beat == grant.beat);
-        let Some((_, sent)) = asked.filter(|_| grant.incarnation == self.durable.incarnation()) else { return };
-        let counts_from = if mutated!(self, LeaseFromAnswer) { self.now.time } else { *sent };
-        self.hold(from, counts_from, grant.lease_ms.min(self.settings.lease_ms));
+        if let Some(until) = self.grant_ends_at(grant) {
+            self.hold(from, until);
+        }
     }
 
-    fn hold(&mut self, grantor: NodeId, from: Time, lease_ms: u64) {
+    /// Until when this grant counts here, if it is for a beat of this start that is waited for.
+    pub(super) fn grant_ends_at(&self, grant: &Grant) -> Option<Time> {
+        let sent = self.leases.sent_at(grant.beat).filter(|_| grant.incarnation == self.durable.incarnation())?;
+        let counts_from = if mutated!(self, LeaseFromAnswer) { self.now.time } else { sent };
+        Some(counts_from.plus_ms(held_ms(grant.lease_ms.min(self.settings.lease_ms))))
+    }
+
+    fn hold(&mut self, grantor: NodeId, until: Time) {
         let held = self.leases.held.entry(grantor).or_default();
-        *held = from.plus_ms(held_ms(lease_ms)).max(*held);
+        *held = until.max(*held);
+        self.count_grants();
+    }
+
+    /// A grant has come, or the members have changed.
+    fn count_grants(&mut self) {
+        let state = self.durable.state();
+        let mut until: Vec<_> = state.members.keys().filter_map(|member| self.leases.held.get(member)).collect();
+        until.sort_unstable_by(|one, other| other.cmp(one));
+        self.leases.until = until.get(state.majority() - 1).map_or(Time(0), |until| **until);
     }
 
     /// Until when this node may serve a canary; a moment that has passed, or 0, if it may not.
     pub fn lease_until(&self) -> Time {
-        if !self.wants_grants() {
-            return Time(0);
-        }
-        let state = self.durable.state();
-        let mut until: Vec<_> = state.members.keys().filter_map(|member| self.leases.held.get(member)).collect();
-        until.sort_unstable_by(|one, other| other.cmp(one));
-        until.get(state.majority() - 1).map_or(Time(0), |until| **until)
+        if self.wants_grants() { self.leases.until } else { Time(0) }
     }
 
     /// When the lease that is held ends: that is noticed at once, and said.
     pub(super) fn lease_ends_at(&self) -> Option<Time> {
-        self.leases.was_held.then_some(self.leases.told)
+        Some(self.leases.told).filter(|until| until.0 > 0)
     }
 
-    /// The shell hears of every change of the lease, in the step that makes it.
+    /// The shell hears of every change of the lease, in the step that makes it; of its end, too.
     pub(super) fn tell_lease(&mut self) {
-        let until = self.lease_until();
-        if until != self.leases.told {
-            self.leases.told = until;
+        let until = if self.may_serve_canary() { self.lease_until() } else { Time(0) };
+        let before = std::mem::replace(&mut self.leases.told, until);
+        if until != before {
             self.out.push(Output::Lease { until });
         }
-        let held = self.may_serve_canary();
-        if held != self.leases.was_held {
-            self.leases.was_held = held;
-            self.event(if held { Event::LeaseHeld } else { Event::LeaseLost });
+        match (before.0 > 0, until.0 > 0) {
+            (false, true) => self.event(Event::LeaseHeld),
+            (true, false) => self.event(Event::LeaseLost),
+            _ => {}
         }
     }
 
@@ -184,14 +200,18 @@ impl Node {
             self.leases.decided_at.pop_front();
         }
         self.leases.decided_at.push_back((decision.slot, self.now.time));
-        let members = &self.durable.state().members;
-        self.leases.held.retain(|grantor, _| members.contains_key(grantor));
+        if decision.value.is_commit() && decision.value.kind() == Some(Kind::Config) {
+            let members = &self.durable.state().members;
+            self.leases.held.retain(|grantor, _| members.contains_key(grantor));
+            self.count_grants();
+        }
     }
 
     /// The decisions of this process do not join up any more.
     pub(super) fn forget_decided(&mut self) {
         self.leases.decided_at.clear();
         self.leases.held.clear();
+        self.leases.until = Time(0);
     }
 
     /// When this slot was decided here, if that was in this process and not long ago.
@@ -224,16 +244,22 @@ impl Node {
         self.may_not_take_part().is_none() && member != self.id() && self.now.time >= self.fenced_from(member)
     }
 
-    /// With every beat: what it says of leases, and events for who has come to be fenced and who no longer is.
+    /// Whom this node has fenced.
+    fn fenced_here(&self) -> impl Iterator<Item = &NodeId> {
+        self.others().filter(|member| self.is_fenced_here(member))
+    }
+
+    /// What a beat says of leases.
     pub(super) fn lease_summary(&self, asks: bool) -> LeaseSummary {
-        let fenced = self.others().filter(|member| self.is_fenced_here(member)).cloned().collect();
+        let fenced = self.fenced_here().cloned().collect();
         // Longer grants of before may still run.
         let grants_ms = self.settings.lease_ms.max(self.durable.lease_ms());
         LeaseSummary { asks: asks && self.wants_grants(), grants_ms, fenced }
     }
 
+    /// Events for who has come to be fenced since the last beat, and who no longer is.
     pub(super) fn note_fences(&mut self) {
-        let fenced: BTreeSet<_> = self.others().filter(|member| self.is_fenced_here(member)).cloned().collect();
+        let fenced: BTreeSet<_> = self.fenced_here().cloned().collect();
         let before = std::mem::replace(&mut self.leases.fenced, fenced.clone());
         for member in fenced.difference(&before).cloned() {
             self.event(Event::Fenced { member });
@@ -246,8 +272,8 @@ impl Node {
     /// A yes in the open slot is about to be recorded: so is, before it, that the fenced get no grant until they have decided this slot.
     pub(super) fn record_fences(&mut self) {
         let slot = self.open_slot();
-        let new = |member: &&NodeId| self.is_fenced_here(member) && self.durable.fence(member).is_none_or(|fenced| fenced < slot);
-        for member in self.others().filter(new).cloned().collect::<Vec<_>>() {
+        let new = |member: &&NodeId| self.durable.fence(member).is_none_or(|fenced| fenced < slot);
+        for member in self.fenced_here().filter(new).cloned().collect::<Vec<_>>() {
             self.append(Record::Fence { member, slot });
         }
     }
@@ -297,7 +323,7 @@ impl Node {
             return 0;
         }
         // What is not remembered was decided before what is.
-        let first = self.leases.decided_at.front().map_or(self.started, |(_, at)| *at);
+        let first = self.leases.decided_at.front().map_or(self.started.unwrap_or(self.now.time), |(_, at)| *at);
         let since = self.decided_at(slot).unwrap_or(first);
         let left_us = since.plus_ms(self.longest_lease_ms()).0.saturating_sub(self.now.time.0);
         left_us.div_ceil(1_000)

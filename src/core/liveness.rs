@@ -88,6 +88,11 @@ impl Liveness {
         self.peers.get(id).is_some_and(|peer| peer.link == Some(incarnation))
     }
 
+    /// Whether there is a link to this node.
+    pub fn has_link(&self, id: &NodeId) -> bool {
+        self.peers.get(id).is_some_and(|peer| peer.link.is_some())
+    }
+
     /// Those there is a link to.
     pub fn linked(&self) -> impl Iterator<Item = &NodeId> {
         self.peers.iter().filter(|(_, peer)| peer.link.is_some()).map(|(id, _)| id)
@@ -164,16 +169,7 @@ mod tests {
 
     fn beat(beat: u64, head: Slot, digest: Vec<DigestEntry>) -> Heartbeat {
         let head = Head { slot: head, version: 0, state_hash: StateHash([0; 32]) };
-        Heartbeat {
-            beat,
-            head,
-            kept: 0,
-            open: None,
-            unrecorded: false,
-            lease: LeaseSummary::default(),
-            health: HealthSnapshot::default(),
-            digest,
-        }
+        Heartbeat { digest, ..Heartbeat::bare(beat, head) }
     }
 
     #[test]

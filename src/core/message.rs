@@ -185,6 +185,15 @@ pub struct Heartbeat {
     pub digest: Vec<DigestEntry>,
 }
 
+#[cfg(test)]
+impl Heartbeat {
+    /// A beat that says where its sender is, and nothing else.
+    pub(crate) fn bare(beat: u64, head: Head) -> Heartbeat {
+        let (lease, health) = (LeaseSummary::default(), HealthSnapshot::default());
+        Heartbeat { beat, head, kept: 0, open: None, unrecorded: false, lease, health, digest: Vec::new() }
+    }
+}
+
 /// What all decisions up to a slot came to.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Snapshot {

@@ -74,7 +74,7 @@ pub struct Node {
     out: Vec<Output>,
     leases: Leases,
     /// When the first step was.
-    started: Time,
+    started: Option<Time>,
     health: HealthSnapshot,
     /// What this node drives in the open slot.
     driver: Option<Driver>,
@@ -132,7 +132,7 @@ impl Node {
             pledge: (0, Time::default()),
             out: Vec::new(),
             leases: Leases::default(),
-            started: Time::default(),
+            started: None,
             health: HealthSnapshot::default(),
             driver: None,
             in_flight: None,
@@ -163,9 +163,8 @@ impl Node {
     /// The one entrance. The first step may be any input; `Tick` will do.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Output> {
         debug_assert!(now.time >= self.now.time, "time runs backwards");
-        let first = self.now == Now::default();
         self.now = Now { time: now.time.max(self.now.time), ..now };
-        if first {
+        if self.started.is_none() {
             self.begin();
         }
         match input {
@@ -193,7 +192,7 @@ impl Node {
     }
 
     fn begin(&mut self) {
-        self.started = self.now.time;
+        self.started = Some(self.now.time);
         self.wait_for_longer_grants();
         if !mutated!(self, FencesAtOnce) {
             self.fence_nobody_for_a_lease();
@@ -226,9 +225,14 @@ impl Node {
             Driver::Resolving(_) => false,
             Driver::Accepting(accepting) => accepting.is_patient(),
         };
-        let others = self.others().filter(|other| self.liveness.peer(other).is_some_and(|peer| peer.link.is_some()));
+        let others = self.others().filter(|other| self.liveness.has_link(other));
         let spare = patient && others.count() >= self.durable.electorate().majority();
         Some(if spare { made_at.plus_ms(OWN_SYNC_MS) } else { made_at })
+    }
+
+    /// Whether there is a link to this member, or it is this node.
+    fn is_reachable(&self, member: &NodeId) -> bool {
+        member == self.id() || self.liveness.has_link(member)
     }
 
     fn is_pledge_synced(&self) -> bool {

@@ -175,8 +175,7 @@ mod with_feature {
                 Mutant::WipedNodeRejoins => 13,
                 Mutant::UndecidedMembersUsed => 14,
                 Mutant::TornTailCutTooFar | Mutant::DamageTakenForTorn => 15,
-                Mutant::LeaseFromAnswer => 16,
-                Mutant::ClockStopsInSuspend => 16,
+                Mutant::LeaseFromAnswer | Mutant::ClockStopsInSuspend => 16,
                 Mutant::FencesAtOnce => 17,
                 Mutant::CompactedTooSoon => 18,
                 Mutant::KeyAppliedTwice => 19,
@@ -261,7 +260,7 @@ mod with_feature {
             let Some(Driver::Resolving(resolving)) = &self.driver else { return false };
             let prepared =
                 |node: &NodeId| matches!(resolving.heard.get(node), Some(ResolveAnswer::Promised { accepted: None, prepared: Some(_) }));
-            let mut reachable = self.others().filter(|other| self.liveness.linked().any(|linked| linked == *other));
+            let mut reachable = self.others().filter(|other| self.liveness.has_link(other));
             self.mutant() == Some(Mutant::ResolverAbortsAlone) && prepared(self.id()) && reachable.all(prepared)
         }
 

@@ -66,7 +66,7 @@ impl Node {
                 Some(_) => {}
             }
         }
-        let alive = |member: &&NodeId| *member == id || self.is_alive(member) || self.liveness.linked().any(|linked| linked == *member);
+        let alive = |member: &&NodeId| self.is_reachable(member) || self.is_alive(member);
         let (alive, majority) = (after.members.keys().filter(alive).count(), after.majority());
         if alive < majority {
             let members = after.members.len();

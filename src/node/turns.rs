@@ -436,9 +436,6 @@ impl Running {
                 heard_at: peer.and_then(|peer| peer.heard_at),
             }
         };
-        if self.parts.gateway.lease_until() <= clock::time() {
-            self.parts.gateway.lease(Time(0));
-        }
         let fences = node.fences().into_iter();
         let fenced = fences.map(|(member, by)| FenceView { majority: node.is_fenced(&member), node: member, by }).collect();
         let mut complaints = node.complaints();

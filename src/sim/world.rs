@@ -3,7 +3,9 @@
 //! Events are ordered by (time, number): two at one time happen in the order they were planned. Every one of them goes into the trace
 //! hash, so two runs with one hash did the same.
 
+mod calm;
 mod relay;
+mod wishes;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -13,14 +15,13 @@ use fastrand::Rng;
 use crate::core::Node;
 use crate::core::ballot::Ballot;
 use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
-use crate::core::gate::GateLimits;
-use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, Time};
+use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time};
 use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
-use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer, Snapshot};
+use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
 use crate::core::routes::Start;
-use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Route, RouteChange, RoutingState, Weights};
-use crate::core::value::{AbortCause, Vote, genesis_hash};
+use crate::core::state::RoutingState;
+use crate::core::value::{AbortCause, Vote};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::disk::{Disk, Errno, Failed};
 use crate::sim::mistakes::{self, Mutant};
@@ -29,6 +30,7 @@ use crate::sim::oracle::{Oracle, Verdict, Violation, broken};
 use crate::sim::plan::{Boundary, Plan, SLOW_SYNC_US_MAX, VET_US_MAX, What, Wish};
 use crate::sim::process::{Clock, Fuse, Phase, Process, State};
 use crate::sim::world::relay::Envelope;
+use crate::sim::world::wishes::{change, disk_id, genesis, joining, mesh};
 use crate::sim::{Failure, Figures, node_name, node_number, transcript};
 
 /// As in the real shell: a decision's record is synced no later than this, in milliseconds.
@@ -1161,8 +1163,10 @@ impl<'a> World<'a> {
         };
         let outputs = core.step(now, input);
         let (slot, hash) = (core.durable().head().slot, core.durable().head().state_hash);
-        // That a lease is over is noticed at whatever step comes next.
-        let does = |output: &Output| !matches!(output, Output::Event(CoreEvent::LeaseLost));
+        // That the time of a lease has run out is noticed at whatever step comes next.
+        let over = process.lease_until <= now.time;
+        let says_so = |output: &Output| matches!(output, Output::Lease { until: Time(0) } | Output::Event(CoreEvent::LeaseLost));
+        let does = |output: &Output| !(over && says_so(output));
         if !counts && outputs.iter().any(does) {
             let text = format!("{} does something for a message that came over no present link: {outputs:?}", process.id);
             return broken("only the present link counts", text);
@@ -1339,223 +1343,5 @@ impl<'a> World<'a> {
             }
             _ => Ok(()),
         }
-    }
-
-    // The second phase.
-
-    fn heal(&mut self) -> Verdict {
-        let members = &self.oracle.state().members;
-        let majority = self.oracle.state().majority();
-        let well = |node: &usize| {
-            let process = &self.processes[*node];
-            !matches!(process.state, State::Refused) && !process.disk.is_damaged() && self.oracle.disk_counts(*node)
-        };
-        let well: Vec<_> = self.plan.order.iter().copied().filter(well).collect();
-        let mut nodes: Vec<_> = well.iter().copied().filter(|node| members.contains_key(self.name(*node))).collect();
-        if nodes.len() < majority {
-            return broken("a plan leaves a majority", format!("{} of {} members are well", nodes.len(), members.len()));
-        }
-        let partly = self.plan.heal_majority && self.processes.iter().all(|process| process.admitted);
-        if partly {
-            nodes.truncate(majority);
-        }
-        self.coverage.met(if partly && majority < members.len() { Situation::HealedMajority } else { Situation::HealedAll });
-        let mut rest: Vec<_> = (0..self.plan.nodes).filter(|node| !nodes.contains(node)).collect();
-        if !partly {
-            // Those that are lost, or dismissed, are there all the same.
-            rest.clear();
-        }
-        self.say(|| format!("all faults end for {}", nodes.iter().map(|node| node_name(*node).to_string()).collect::<Vec<_>>().join(", ")));
-        self.network.heal(|from, to| rest.contains(&from) != rest.contains(&to));
-        for node in &rest {
-            if self.plan.rest_down {
-                self.processes[*node].held_down = true;
-                self.crash(*node, true, 0);
-            }
-        }
-        for node in 0..self.plan.nodes {
-            if rest.contains(&node) {
-                continue;
-            }
-            let process = &mut self.processes[node];
-            process.disk.repair();
-            (process.fuse, process.paused_until) = (None, self.now);
-            let start = process.start;
-            match process.state {
-                State::Down | State::Broken => self.after(100_000, Event::Start { node, start }),
-                State::Up(_) => self.after(0, Event::Resume { node, start }),
-                State::Booting(_) | State::Refused => {}
-            }
-        }
-        // Links that lost messages are made anew, as a transport would.
-        for one in 0..self.plan.nodes {
-            for other in one + 1..self.plan.nodes {
-                self.break_link(one, other, 1_000);
-            }
-        }
-        self.healed = Some(Healed {
-            at: self.now,
-            nodes,
-            callers: BTreeMap::new(),
-            committed: false,
-            asked: 0,
-            next_at: self.now + 500_000,
-            agreed_at: None,
-        });
-        self.after(LOOK_US, Event::Look);
-        Ok(())
-    }
-
-    /// Has a transaction been committed since the heal, and do all that are healed agree? Then the mesh runs on for a while, and every
-    /// single proposal must commit.
-    fn look(&mut self) -> Verdict {
-        let Some(healed) = &mut self.healed else { return Ok(()) };
-        // Whoever has been removed coordinates nothing.
-        let members = &self.oracle.state().members;
-        let able: Vec<_> = healed.nodes.iter().copied().filter(|node| members.contains_key(&self.processes[*node].id)).collect();
-        if !healed.committed && self.now >= healed.next_at && !able.is_empty() {
-            healed.next_at = self.now + 3_000_000;
-            let node = able[healed.asked % able.len()];
-            healed.asked += 1;
-            if let Some(core) = self.processes[node].node() {
-                // In the calm whoever is dead has been fenced long ago, and an advance goes on without it.
-                let advance = healed.agreed_at.is_some() && healed.asked % 2 == 0;
-                let (kind, change) = probe(core.durable().state(), advance);
-                // Told before it is asked: the answer may come at once.
-                healed.callers.insert(self.callers + 1, self.now);
-                self.ask_for(node, Proposal { kind, change, idempotency_key: None })?;
-            }
-        }
-        let Some(healed) = &self.healed else { return Ok(()) };
-        let (committed, since) = (healed.committed, healed.agreed_at.map_or(healed.at, |_| healed.next_at));
-        let differs: Vec<_> = healed.nodes.iter().filter_map(|node| Some((*node, self.differs(*node)?))).collect();
-        if committed && differs.is_empty() {
-            return self.agreed();
-        }
-        if self.now.saturating_sub(since) > PROGRESS_US_MAX {
-            let differs: Vec<_> = differs.iter().map(|(node, why)| format!("{} {why}", node_name(*node))).collect();
-            let text = format!("{} us after all faults ended, committed {committed}: {}", self.now - since, differs.join("; "));
-            return broken(if committed { "all converge" } else { "a majority makes progress" }, text);
-        }
-        self.after(LOOK_US, Event::Look);
-        Ok(())
-    }
-
-    /// All that are healed agree. The next proposal comes after a while, until the run has lasted long enough.
-    fn agreed(&mut self) -> Verdict {
-        let calm_us = if self.brief { 0 } else { self.plan.calm_us };
-        let Some(healed) = &mut self.healed else { return Ok(()) };
-        let since = *healed.agreed_at.get_or_insert(self.now);
-        if self.now >= since + calm_us {
-            self.done = true;
-            return Ok(());
-        }
-        healed.committed = false;
-        healed.next_at = self.now + CALM_GAP_US;
-        self.after(CALM_GAP_US, Event::Look);
-        Ok(())
-    }
-
-    /// What a healed node lacks.
-    fn differs(&self, node: usize) -> Option<String> {
-        let Some(core) = self.processes[node].node() else { return Some("is down".to_owned()) };
-        let (head, wanted) = (core.durable().head(), self.oracle.head());
-        if !self.oracle.state().members.contains_key(self.name(node)) {
-            return None;
-        }
-        if head.slot != wanted {
-            return Some(format!("is at slot {} of {wanted}", head.slot));
-        }
-        if core.durable().state() != self.oracle.state() {
-            return Some("has another state".to_owned());
-        }
-        if let Some(txid) = core.open_transaction() {
-            return Some(format!("is in doubt about {txid}"));
-        }
-        core.complaints().first().map(|complaint| format!("complains: {complaint}"))
-    }
-}
-
-fn mesh() -> MeshId {
-    name(MeshId::new("sim"))
-}
-
-#[expect(clippy::panic, reason = "the simulator's own names are names")]
-fn name<T, E>(name: Result<T, E>) -> T {
-    name.unwrap_or_else(|_| panic!("not a name"))
-}
-
-fn route(text: &str) -> RouteName {
-    name(RouteName::new(text))
-}
-
-fn model(number: u8) -> Model {
-    Model { id: name(ModelId::new(format!("v{number}"))), digest: Some(Digest([number; 32])) }
-}
-
-/// The log of a node that joins while nothing has been decided.
-fn joining(node: usize, disk_id: DiskId, incarnation: Incarnation, genesis: &RoutingState) -> Vec<Record> {
-    let genesis_hash = genesis_hash(mesh().as_str(), genesis);
-    let snapshot = Snapshot { genesis_hash, slot: 0, state_hash: genesis_hash, state: genesis.clone(), disks: BTreeMap::new() };
-    Durable::joining(&mesh(), &node_name(node), disk_id, incarnation, snapshot)
-}
-
-fn disk_id(node: usize, start: u64) -> DiskId {
-    let mut bytes = start.to_be_bytes();
-    bytes[0] = 0xa0 + node as u8;
-    DiskId(bytes)
-}
-
-/// One route to try canaries on, and one whose canary can always be lowered: there is always a `reduce` that makes sense.
-fn genesis(nodes: usize) -> RoutingState {
-    let stable = (name(ModelId::new("v1")), GateLimits::default());
-    let routes = [(route("default"), stable.clone()), (route("probe"), stable)];
-    let mut state = RoutingState::genesis(&mesh(), (0..nodes).map(node_name), routes.into());
-    if let Some(probe) = state.routes.get_mut(&route("probe")) {
-        (probe.canary, probe.weights) = (Some(model(9)), Weights { stable: 0, canary: 10_000 });
-    }
-    state
-}
-
-fn one_route(name: &str, change: RouteChange) -> Change {
-    Change::Routes([(route(name), change)].into())
-}
-
-/// What always makes sense: a reduce, or an advance where there is room for one.
-fn probe(state: &RoutingState, advance: bool) -> (Kind, Change) {
-    let now = state.routes.get(&route("probe")).map_or(0, |probe| probe.weights.canary);
-    let (kind, canary) = if advance && now < 10_000 { (Kind::Advance, now + 1) } else { (Kind::Reduce, now.saturating_sub(1)) };
-    let weights = Some(Weights { stable: 10_000 - canary, canary });
-    (kind, one_route("probe", RouteChange { stable: None, canary: CanaryChange::Keep, weights }))
-}
-
-/// What a wish comes to in this state.
-fn change(wish: Wish, state: &RoutingState, disks: &[DiskId]) -> (Kind, Change) {
-    let (weights, keep) =
-        (|canary: u16| Some(Weights { stable: 10_000 - canary.min(10_000), canary: canary.min(10_000) }), CanaryChange::Keep);
-    let Some(now) = state.routes.get(&route("default")) else { return probe(state, false) };
-    let Route { canary, previous_stable, .. } = now;
-    let routes = |kind, stable, canary, weights| (kind, one_route("default", RouteChange { stable, canary, weights }));
-    let try_out = |number: u8, weight| {
-        let model = (number..).map(model).find(|model| model.id != now.stable.id);
-        routes(Kind::Advance, None, model.map_or(CanaryChange::Keep, CanaryChange::Set), weights(weight))
-    };
-    match wish {
-        Wish::Canary { model, weight } => try_out(model, weight),
-        Wish::Weight(weight) if canary.is_some() => routes(Kind::Advance, None, keep, weights(weight)),
-        Wish::Weight(weight) => try_out(2, weight),
-        Wish::Promote => match canary {
-            Some(canary) => routes(Kind::Advance, Some(canary.clone()), keep, None),
-            None => try_out(3, 100),
-        },
-        Wish::Lower(percent) if canary.is_some() && now.weights.canary > 0 => {
-            let lower = u32::from(now.weights.canary) * u32::from(percent) / 100;
-            routes(Kind::Reduce, None, keep, weights(lower as u16))
-        }
-        Wish::Remove if canary.is_some() => routes(Kind::Reduce, None, CanaryChange::Remove, None),
-        Wish::Demote if previous_stable.is_some() => routes(Kind::Reduce, previous_stable.clone(), keep, None),
-        Wish::Lower(_) | Wish::Remove | Wish::Demote => probe(state, false),
-        Wish::Dismiss(node) => (Kind::Config, Change::Members(MemberChange::Remove { node: node_name(node) })),
-        Wish::Admit(node) => (Kind::Config, Change::Members(MemberChange::Add { node: node_name(node), disk_id: disks[node] })),
     }
 }
