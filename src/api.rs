@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::core::gate::Verdict;
+use crate::core::gate::{Gate, Tally, Verdict};
 use crate::core::ids::{Digest, DiskId, Incarnation, MeshId, ModelId, NodeId, RouteName, Slot, StateHash, TxId, UnixMs};
-use crate::core::state::{Kind, RouteStatus, RoutingState, Weights};
+use crate::core::rollout::{ExternalGate, OnInconclusive, Pause, RolloutId};
+use crate::core::state::{Kind, Percent, RouteStatus, RoutingState, Weights};
 
 /// Response header: `stable` or `canary`.
 pub const VARIANT_HEADER: &str = "x-canary-variant";
@@ -19,6 +20,11 @@ pub const VERSION_HEADER: &str = "x-canary-version";
 pub const NODE_HEADER: &str = "x-canary-node";
 /// Response header: why this variant.
 pub const REASON_HEADER: &str = "x-canary-reason";
+
+/// Request header: the caller's sticky key.
+pub const KEY_HEADER: &str = "x-canary-key";
+/// Request header to model servers: nobody waits for this answer, it is only compared.
+pub const MIRROR_HEADER: &str = "x-canary-mirror";
 
 /// Every error's body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,7 +80,7 @@ impl PercentBp {
 
 impl fmt::Display for PercentBp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        crate::core::state::Percent(self.0).fmt(f)
+        Percent(self.0).fmt(f)
     }
 }
 
@@ -314,6 +320,8 @@ pub struct RouteView {
     pub weights: WeightsPercent,
     /// The situation.
     pub status: RouteStatus,
+    /// Salts the sticky keys: 16 hexadecimal digits. New with every canary.
+    pub salt: String,
 }
 
 /// Whether a node may serve a canary.
@@ -466,6 +474,269 @@ pub struct GateView {
     pub verdict: Verdict,
     /// One sentence with the numbers.
     pub reason: String,
+}
+
+/// Largest probability of a false veto that may be asked for, in basis points: with more, nothing would have to be seen for one.
+pub const ALPHA_BP_MAX: u16 = 5_000;
+
+/// A gate as people write it: shares in percent; what is left out stays as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GateSettings {
+    /// How probable a veto by some node's own numbers may be for a canary that is no worse.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha_local_percent: Option<PercentBp>,
+    /// How probable a veto by the sum of all numbers may be for such a canary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha_fleet_percent: Option<PercentBp>,
+    /// A request slower than this is bad, in milliseconds; without it, one slower than stable's own 99th percentile of the last hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms_max: Option<u64>,
+    /// Smallest share of mirrored requests that both models answer alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agreement_percent_min: Option<PercentBp>,
+    /// Numbers count as alike up to this relative distance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distance_percent_max: Option<PercentBp>,
+    /// The gate reports and never vetoes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<bool>,
+}
+
+impl GateSettings {
+    /// This gate with these settings over it. The error is a sentence.
+    pub fn over(self, gate: Gate) -> Result<Gate, String> {
+        let positive = |name: &str, percent: Option<PercentBp>, now: u16| match percent {
+            Some(PercentBp(0)) => Err(format!("{name} must be above 0")),
+            Some(percent) if percent.0 > ALPHA_BP_MAX => {
+                Err(format!("{name} must be at most {} %, not {percent} %", Percent(ALPHA_BP_MAX)))
+            }
+            percent => Ok(percent.map_or(now, |percent| percent.0)),
+        };
+        if self.latency_ms_max == Some(0) {
+            return Err("latency_ms_max must be at least 1".into());
+        }
+        Ok(Gate {
+            alpha_local_bp: positive("alpha_local_percent", self.alpha_local_percent, gate.alpha_local_bp)?,
+            alpha_fleet_bp: positive("alpha_fleet_percent", self.alpha_fleet_percent, gate.alpha_fleet_bp)?,
+            latency_ms_max: self.latency_ms_max.or(gate.latency_ms_max),
+            agreement_bp_min: self.agreement_percent_min.map_or(gate.agreement_bp_min, |percent| percent.0),
+            distance_bp_max: self.distance_percent_max.map_or(gate.distance_bp_max, |percent| percent.0),
+            dry_run: self.dry_run.unwrap_or(gate.dry_run),
+        })
+    }
+}
+
+impl From<Gate> for GateSettings {
+    fn from(gate: Gate) -> GateSettings {
+        GateSettings {
+            alpha_local_percent: Some(PercentBp(gate.alpha_local_bp)),
+            alpha_fleet_percent: Some(PercentBp(gate.alpha_fleet_bp)),
+            latency_ms_max: gate.latency_ms_max,
+            agreement_percent_min: Some(PercentBp(gate.agreement_bp_min)),
+            distance_percent_max: Some(PercentBp(gate.distance_bp_max)),
+            dry_run: Some(gate.dry_run),
+        }
+    }
+}
+
+/// A step of a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepRequest {
+    /// The canary's share.
+    pub weight_percent: PercentBp,
+    /// A stop at this step: `{"for_ms": null}` until somebody resumes or promotes it, `{"for_ms": 60000}` for a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+}
+
+/// `POST /rollouts`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutRequest {
+    /// The new model of each route; they switch together.
+    pub routes: BTreeMap<RouteName, ModelId>,
+    /// The shares, rising. Without them 1, 10, 50 and 100 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<StepRequest>>,
+    /// Shortest time at each step; 30 s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bake_ms: Option<u64>,
+    /// Time at a step after which `on_inconclusive` counts; ten times `bake_ms` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bake_max_ms: Option<u64>,
+    /// What becomes of a step at which too little has been seen.
+    #[serde(default)]
+    pub on_inconclusive: OnInconclusive,
+    /// Share of stable's requests that the canary gets a copy of. With a share, the rollout begins with a step of 0 %.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror_percent: Option<PercentBp>,
+    /// Over the routes' own gates.
+    #[serde(default)]
+    pub gate: GateSettings,
+    /// Who else is asked before each next step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<ExternalGate>,
+    /// A rollout that does not move for so long, and is not paused, is taken back. Without it there is no such limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline_ms: Option<u64>,
+    /// Applied at most once, however often it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+}
+
+/// `POST /rollouts/{id}/pause`, `resume`, `promote`, `abort`, `retry`. The body may be empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutActionRequest {
+    /// `pause`: it goes on by itself after so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+    /// `promote`: whatever steps are left.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub full: bool,
+    /// `abort`: why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Applied at most once, however often it is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+}
+
+/// `POST /rollouts/undo`: stable becomes again what it was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UndoRequest {
+    /// As of this routing version; without it, before the last promotion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_version: Option<u64>,
+    /// Only this route; without it, every route that differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route: Option<RouteName>,
+    /// Applied at most once, however often it is sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+}
+
+/// What became of a request about a rollout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutReceipt {
+    /// Which rollout; null if none came of it.
+    pub rollout: Option<RolloutId>,
+    /// The receipt of the transaction.
+    #[serde(flatten)]
+    pub receipt: Receipt,
+}
+
+/// `GET /rollouts`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutList {
+    /// Who answers.
+    pub node: NodeId,
+    /// Oldest first: those that are over, the one under way, those that wait.
+    pub rollouts: Vec<RolloutView>,
+}
+
+/// A rollout's situation in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutStatus {
+    /// It waits for those before it.
+    Queued,
+    /// It is at some step.
+    Running,
+    /// It is at some step and stands still.
+    Paused,
+    /// Its models are stable.
+    Promoted,
+    /// It was taken back.
+    RolledBack,
+}
+
+impl fmt::Display for RolloutStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            RolloutStatus::Queued => "queued",
+            RolloutStatus::Running => "running",
+            RolloutStatus::Paused => "paused",
+            RolloutStatus::Promoted => "promoted",
+            RolloutStatus::RolledBack => "rolled back",
+        })
+    }
+}
+
+/// One rollout as one node sees it; also `GET /rollouts/{id}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RolloutView {
+    /// Its name.
+    pub id: RolloutId,
+    /// Its situation.
+    pub status: RolloutStatus,
+    /// The new model of each route.
+    pub routes: BTreeMap<RouteName, ModelId>,
+    /// The stable models that it began from; empty while it is queued.
+    pub previous: BTreeMap<RouteName, ModelId>,
+    /// Its steps.
+    pub steps: Vec<StepRequest>,
+    /// At which of them it is, from 0; null while it is queued or when it is over.
+    pub step: Option<usize>,
+    /// The canary's share now; null while it is queued or when it is over.
+    pub weight_percent: Option<PercentBp>,
+    /// Why it was taken back or stands still.
+    pub reason: Option<String>,
+    /// What holds it up, or what it does next: one sentence of the node that drives it; null at other nodes.
+    pub waits_for: Option<String>,
+    /// Who drives it, as far as the node that answers can tell; null when it is over.
+    pub driver: Option<NodeId>,
+    /// Shortest time at each step.
+    pub bake_ms: u64,
+    /// Time after which `on_inconclusive` counts.
+    pub bake_max_ms: u64,
+    /// What becomes of a step at which too little has been seen.
+    pub on_inconclusive: OnInconclusive,
+    /// Share of stable's requests that the canary gets a copy of.
+    pub mirror_percent: PercentBp,
+    /// Since when this node knows of the present step, in milliseconds; null while it is queued or when it is over.
+    pub step_elapsed_ms: Option<u64>,
+    /// For how long it still stands still, in milliseconds; null if it does not, or for ever.
+    pub pause_left_ms: Option<u64>,
+    /// Its gate.
+    pub gate: GateSettings,
+    /// Who else is asked, and what they last said.
+    pub external: Vec<ExternalView>,
+    /// What the sums over all nodes come to, per route; empty unless it is under way.
+    pub fleet: BTreeMap<RouteName, GateView>,
+    /// What each member's own numbers come to, as far as the node that answers has heard; empty unless it is under way.
+    pub nodes: Vec<NodeVerdict>,
+    /// The transaction that asked for it.
+    pub txid: TxId,
+}
+
+/// An external gate and its last answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExternalView {
+    /// The gate.
+    #[serde(flatten)]
+    pub gate: ExternalGate,
+    /// Its last answer at this step; null where the node that answers has none, as all but the driver.
+    pub answer: Option<GateView>,
+}
+
+/// One member's part in a rollout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeVerdict {
+    /// The member.
+    pub node: NodeId,
+    /// The route.
+    pub route: RouteName,
+    /// What its own numbers come to.
+    #[serde(flatten)]
+    pub gate: GateView,
+    /// The stable model beside the canary, since the canary began.
+    pub stable: Tally,
+    /// The canary, since it began.
+    pub canary: Tally,
 }
 
 /// `GET /members`.

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
     use crate::core::Node;
     use crate::core::durable::Durable;
-    use crate::core::gate::GateLimits;
+    use crate::core::gate::Gate;
     use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
     use crate::core::io::{AdvanceVotes, Input, Now, Output, Proposal, Settings};
     use crate::core::message::Message;
@@ -151,7 +151,7 @@ mod tests {
     fn conversation(seed: u64) -> (Vec<Message>, Vec<Vec<Record>>) {
         let ids: Vec<_> = ["node-a", "node-b", "node-c"].iter().map(|id| NodeId::new(id).unwrap()).collect();
         let (mesh, route) = (MeshId::new("demo").unwrap(), RouteName::new("default").unwrap());
-        let routes = BTreeMap::from([(route.clone(), (ModelId::new("digits-v1").unwrap(), GateLimits::default()))]);
+        let routes = BTreeMap::from([(route.clone(), (ModelId::new("digits-v1").unwrap(), Gate::default()))]);
         let state = RoutingState::genesis(&mesh, ids.clone(), routes);
         let settings = Settings { heartbeat_ms: 2_000, prepare_timeout_ms: 2_000, lease_ms: 6_000, advance_votes: AdvanceVotes::Unfenced };
         let (mut nodes, mut logs) = (Vec::new(), Vec::new());

@@ -71,7 +71,7 @@
 //!
 //! use canary_mesh::core::Node;
 //! use canary_mesh::core::durable::Durable;
-//! use canary_mesh::core::gate::GateLimits;
+//! use canary_mesh::core::gate::Gate;
 //! use canary_mesh::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName};
 //! use canary_mesh::core::io::{AdvanceVotes, Input, Now, Outcome, Output, Proposal, Settings};
 //! use canary_mesh::core::record::Record;
@@ -80,7 +80,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let (mesh, id, route) = (MeshId::new("demo")?, NodeId::new("node-a")?, RouteName::new("default")?);
-//! let stable = (ModelId::new("digits-v1")?, GateLimits::default());
+//! let stable = (ModelId::new("digits-v1")?, Gate::default());
 //! let genesis = RoutingState::genesis(&mesh, [id.clone()], BTreeMap::from([(route.clone(), stable)]));
 //!
 //! // The log of a first start. A node is what the fold over its records says.

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::api::PercentBp;
-use crate::core::gate::GateLimits;
+use crate::api::GateSettings;
+use crate::core::gate::Gate;
 use crate::core::ids::{MeshId, ModelId, NodeId, RouteName};
 pub use crate::core::io::AdvanceVotes;
-use crate::core::state::{MEMBERS_MAX, ROUTES_MAX, RoutingState};
+use crate::core::state::{MEMBERS_MAX, ROUTES_MAX, RoutingState, Sticky};
 
 /// Largest peers.json, in bytes.
 pub const PEERS_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -85,9 +85,15 @@ pub struct Peer {
 pub struct GenesisRoute {
     /// The model that answers it.
     pub stable_model_id: ModelId,
-    /// When a node's own numbers veto an `advance`.
-    #[serde(default, deserialize_with = "gate_limits")]
-    pub gate: GateLimits,
+    /// When numbers speak against a canary.
+    #[serde(default, deserialize_with = "gate")]
+    pub gate: Gate,
+    /// Where a caller's sticky key is found besides `x-canary-key`.
+    #[serde(default, deserialize_with = "sticky")]
+    pub sticky: Option<Sticky>,
+    /// A canary that fails is retried on stable.
+    #[serde(default)]
+    pub shield: bool,
 }
 
 /// A peers.json was refused.
@@ -196,7 +202,13 @@ impl PeersFile {
         }
         let members = self.peers.iter().map(|peer| peer.id.clone());
         let routes = self.genesis.iter().map(|(name, route)| (name.clone(), (route.stable_model_id.clone(), route.gate)));
-        Ok(RoutingState::genesis(&self.mesh, members, routes.collect()))
+        let mut state = RoutingState::genesis(&self.mesh, members, routes.collect());
+        for (name, written) in &self.genesis {
+            if let Some(route) = state.routes.get_mut(name) {
+                (route.sticky, route.shield) = (written.sticky.clone(), written.shield);
+            }
+        }
+        Ok(state)
     }
 
     /// Refuses an id that the file does not have.
@@ -308,31 +320,20 @@ fn partition_groups(groups: Vec<Vec<NodeId>>, peers: &[Peer]) -> Result<Vec<BTre
     Ok(groups.iter().map(|group| group.iter().cloned().collect()).collect())
 }
 
-/// The limits as people write them: the share in percent.
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct WrittenGate {
-    requests_min: u64,
-    bad_percent_max: PercentBp,
-    latency_ms_max: u64,
-    p99_ms_max: u64,
+/// As people write it: shares in percent, each of them optional.
+fn gate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Gate, D::Error> {
+    GateSettings::deserialize(deserializer)?.over(Gate::default()).map_err(D::Error::custom)
 }
 
-impl Default for WrittenGate {
-    fn default() -> Self {
-        let GateLimits { requests_min, bad_bp_max, latency_ms_max, p99_ms_max } = GateLimits::default();
-        WrittenGate { requests_min, bad_percent_max: PercentBp(bad_bp_max), latency_ms_max, p99_ms_max }
+/// `{"header": "x-user-id"}` or `{"cookie": "uid"}`.
+fn sticky<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Sticky>, D::Error> {
+    let sticky = Option::<Sticky>::deserialize(deserializer)?;
+    if let Some(Sticky::Header(name) | Sticky::Cookie(name)) = &sticky
+        && http::HeaderName::from_bytes(name.as_bytes()).is_err()
+    {
+        return Err(D::Error::custom(format!("sticky: {name:?} is not the name of a header or a cookie")));
     }
-}
-
-fn gate_limits<'de, D: Deserializer<'de>>(deserializer: D) -> Result<GateLimits, D::Error> {
-    let WrittenGate { requests_min, bad_percent_max, latency_ms_max, p99_ms_max } = WrittenGate::deserialize(deserializer)?;
-    for (key, value) in [("requests_min", requests_min), ("latency_ms_max", latency_ms_max), ("p99_ms_max", p99_ms_max)] {
-        if value == 0 {
-            return Err(D::Error::custom(format!("gate.{key} must be at least 1")));
-        }
-    }
-    Ok(GateLimits { requests_min, bad_bp_max: bad_percent_max.0, latency_ms_max, p99_ms_max })
+    Ok(sticky)
 }
 
 /// A map of which no key may come twice; JSON's own readers would keep the last silently.
@@ -401,17 +402,30 @@ mod tests {
     }
 
     #[test]
-    fn gate_limits_are_written_in_percent_and_each_may_be_left_out() {
+    fn a_gate_is_written_in_percent_and_each_part_may_be_left_out() {
         let gate = |json: &str| {
             let text = with("\"digits-v1\"", &format!("\"digits-v1\", \"gate\": {json}"));
             PeersFile::parse(&text).map(|file| file.genesis.values().next().unwrap().gate).map_err(|e| e.to_string())
         };
-        assert_eq!(gate("{}").unwrap(), GateLimits::default());
-        let all = gate(r#"{"requests_min": 7, "bad_percent_max": 2.5, "latency_ms_max": 3, "p99_ms_max": 4}"#).unwrap();
-        assert_eq!(all, GateLimits { requests_min: 7, bad_bp_max: 250, latency_ms_max: 3, p99_ms_max: 4 });
+        assert_eq!(gate("{}").unwrap(), Gate::default());
+        let all = gate(
+            r#"{"alpha_local_percent": 1, "alpha_fleet_percent": 0.5, "latency_ms_max": 3, "agreement_percent_min": 90.5,
+                "distance_percent_max": 1, "dry_run": true}"#,
+        );
+        let expected = Gate {
+            alpha_local_bp: 100,
+            alpha_fleet_bp: 50,
+            latency_ms_max: Some(3),
+            agreement_bp_min: 9_050,
+            distance_bp_max: 100,
+            dry_run: true,
+        };
+        assert_eq!(all.unwrap(), expected);
         for (json, says) in [
-            (r#"{"requests_min": 0}"#, "gate.requests_min must be at least 1"),
-            (r#"{"bad_percent_max": 101}"#, "101 is not a percentage"),
+            (r#"{"latency_ms_max": 0}"#, "latency_ms_max must be at least 1"),
+            (r#"{"alpha_local_percent": 0}"#, "alpha_local_percent must be above 0"),
+            (r#"{"alpha_fleet_percent": 51}"#, "alpha_fleet_percent must be at most 50 %, not 51 %"),
+            (r#"{"agreement_percent_min": 101}"#, "101 is not a percentage"),
             (r#"{"bad_bp_max": 5}"#, "unknown field `bad_bp_max`"),
         ] {
             let refused = gate(json).unwrap_err();
@@ -426,7 +440,10 @@ mod tests {
             (with("\"advance_votes\"", "advance_votes"), "key must be a string at line 4 column 3"),
             (with("\"mesh\"", "\"mash\""), "unknown field `mash`, expected one of `mesh`"),
             (with("\"heartbeat_ms\"", "\"heartbeat\""), "unknown field `heartbeat`, expected one of `heartbeat_ms`"),
-            (with("\"stable_model_id\"", "\"stable\""), "unknown field `stable`, expected `stable_model_id` or `gate`"),
+            (
+                with("\"stable_model_id\"", "\"stable\""),
+                "unknown field `stable`, expected one of `stable_model_id`, `gate`, `sticky`, `shield`",
+            ),
             (with("\"control\"", "\"ctrl\""), "unknown field `ctrl`, expected one of `id`, `control`, `data` at line 7"),
             (with("\"mesh\"", "\"mesh\": \"x\", \"mesh\""), "duplicate field `mesh` at line 2"),
             (with("\"default\"", "\"default\": {\"stable_model_id\": \"x\"}, \"default\""), "genesis has route default twice at line 5"),

@@ -14,6 +14,10 @@ use crate::core::state::{IDEMPOTENCY_KEY_BYTES_MAX, Kind};
 use crate::node::Fault;
 use crate::sim::plan::{Knob, NODES_MAX};
 
+mod rollout;
+
+pub use rollout::*;
+
 /// Largest rate that `load` takes, in requests per second.
 pub const LOAD_RATE_PER_S_MAX: f64 = 1_000_000.0;
 /// Most connections that `load` opens to one node.
@@ -89,6 +93,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Proposes a change of routing and prints how each node voted
     Propose(ProposeArgs),
+    /// Moves a new model to all traffic step by step while the health gates allow it, and shows how it goes
+    Rollout(RolloutCommand),
     /// Takes canaries away: needs a majority only, whatever the health gates say
     Rollback(RollbackArgs),
     /// Lists what was decided, oldest first
@@ -135,7 +141,8 @@ pub struct ServeArgs {
     /// it changes nothing
     #[structopt(long)]
     pub join: bool,
-    /// For drills only: the point at which this process kills itself
+    /// For drills only: the point at which this process kills itself (kill-before-vote, kill-after-prepared, kill-before-decision,
+    /// kill-after-decision), or fail-canary: every answer that this node's canary would give is an error 500
     #[structopt(long, value_name = "point")]
     pub fault: Option<Fault>,
     /// How much to say about what happens
@@ -339,6 +346,9 @@ pub struct SimArgs {
     /// Each seed cuts one node off, in rough weather and with clocks that differ, and says when it last served a canary
     #[structopt(long, conflicts_with = "mutants")]
     pub cuts: bool,
+    /// Each seed is a rollout whose driver is killed again and again, and says whether it came to its end
+    #[structopt(long, conflicts_with_all = &["cuts", "mutants"])]
+    pub drivers: bool,
     /// Makes each of the known mistakes (src/core/mutant.rs) on purpose, and says after how many seeds it was caught, and by what
     #[structopt(long, conflicts_with_all = &["keep", "off"])]
     pub mutants: bool,

@@ -74,7 +74,7 @@ pub async fn commit(args: &BenchCommitArgs, mut mesh: Mesh, around: &Surrounding
     let interrupt = Interrupt::listen(around);
     let set = change(args, Some(Some(args.canary.clone())), Some(SHARES[0]), Kind::Advance);
     let Some(first) = mesh.clients.first_mut() else { return Err(Failure::usage("no node was named")) };
-    let begun = receipt::send(first, "/transactions", &set).await;
+    let begun = receipt::send::<Receipt>(first, "/transactions", &set).await;
     let measured = match begun {
         Ok(receipt) if receipt.outcome == Outcome::Committed => measure(args, &mut mesh, receipt.slot, &interrupt).await,
         Ok(receipt) => Err(Failure::refused(format!("the canary could not be set: {}", reason(&receipt)))),
@@ -132,7 +132,7 @@ async fn measure(args: &BenchCommitArgs, mesh: &mut Mesh, mut head: Option<Slot>
         let next = if share == low { high } else { low };
         catch_up(client, head).await;
         let sent = Instant::now();
-        let answer = receipt::send(client, "/transactions", &change(args, None, Some(next), Kind::Advance)).await;
+        let answer = receipt::send::<Receipt>(client, "/transactions", &change(args, None, Some(next), Kind::Advance)).await;
         let took = sent.elapsed();
         proposing += took;
         match answer {
@@ -204,7 +204,7 @@ async fn take_away(args: &BenchCommitArgs, mesh: &mut Mesh) -> Result<(), String
     if canary != Some(&args.canary) {
         return Ok(());
     }
-    match receipt::send(client, "/transactions", &change(args, Some(None), None, Kind::Reduce)).await {
+    match receipt::send::<Receipt>(client, "/transactions", &change(args, Some(None), None, Kind::Reduce)).await {
         Ok(receipt) if receipt.outcome == Outcome::Committed => Ok(()),
         Ok(receipt) => Err(reason(&receipt)),
         Err(error) => Err(error.to_string()),

@@ -40,20 +40,37 @@ impl Mesh {
 
     /// Asks one node after the other until one answers: only for questions, which may be asked twice.
     pub async fn ask<T: DeserializeOwned>(&mut self, path: &str) -> Result<(&mut Client, T), Failure> {
+        let found = self.find(path, Some).await?;
+        let found = found.and_then(|(at, document)| Some((self.clients.get_mut(at)?, document)));
+        found.ok_or_else(|| unreachable(&[]))
+    }
+
+    /// The same until one has what is wanted: which node, and that. `None` if no answer has it.
+    pub async fn find<T: DeserializeOwned, U>(
+        &mut self,
+        path: &str,
+        wanted: impl Fn(T) -> Option<U>,
+    ) -> Result<Option<(usize, U)>, Failure> {
         let timeout = self.timeout;
         let patience = if self.clients.len() > 1 { timeout.min(Duration::from_millis(ASK_TIMEOUT_MS_MAX)) } else { timeout };
+        let mut answered = false;
         let mut failures = Vec::new();
-        for client in &mut self.clients {
+        for (at, client) in self.clients.iter_mut().enumerate() {
             client.timeout = patience;
             let answer = client.get(path).await;
             client.timeout = timeout;
             match answer {
-                Ok(document) => return Ok((client, document)),
+                Ok(document) => {
+                    answered = true;
+                    if let Some(found) = wanted(document) {
+                        return Ok(Some((at, found)));
+                    }
+                }
                 Err(refused @ CallError::Refused { .. }) => return Err(refused.into()),
                 Err(error) => failures.push(error),
             }
         }
-        Err(unreachable(&failures))
+        if answered { Ok(None) } else { Err(unreachable(&failures)) }
     }
 }
 

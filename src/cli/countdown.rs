@@ -1,32 +1,26 @@
 //! Watches a committed `reduce` until no request anywhere meets what it took away.
 //!
-//! All nodes are asked, again and again, each by a task of its own: one that hangs or is gone holds nothing up, and each knows best what it
-//! has applied itself. What they say of the leases is true whoever says it, so the earliest end counts; and once one has been heard, the
+//! All nodes are asked: each knows best what it has applied itself. What they say of the leases is true whoever says it, so the earliest end counts; and once one has been heard, the
 //! countdown needs nobody any more.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use async_std::channel::{Sender, bounded};
-use async_std::task;
+use futures::FutureExt;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::api::{Outcome, Receipt};
-use crate::cli::client::{ASK_TIMEOUT_MS_MAX, Client, Mesh, within};
+use crate::cli::ask::ask_all;
+use crate::cli::client::{Mesh, within};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::output::{Console, Tone, listed};
 use crate::cli::receipt::{all_applied, leases_ended, not_applied, print};
 use crate::cli::{Exit, Surroundings};
 use crate::core::ids::NodeId;
 
-/// From one question to a node to the next, in milliseconds.
-const ASK_PAUSE_MS: u64 = 100;
 /// From one look at the clock to the next, in milliseconds.
 const LOOK_MS: u64 = 100;
-/// Answers that may wait to be looked at.
-const ANSWERS_QUEUED_MAX: usize = 64;
-
 /// What `rollback --watch --output json` prints: the receipt as it was at the end.
 #[derive(Serialize)]
 struct Watched<'a> {
@@ -98,12 +92,8 @@ pub async fn watch(
         print(&receipt, goal, console);
         console.flush();
     }
-    let (answers, heard) = bounded(ANSWERS_QUEUED_MAX);
     let path = format!("/transactions/{}", receipt.txid);
-    for client in mesh.clients {
-        task::spawn(ask(client, path.clone(), answers.clone()));
-    }
-    drop(answers);
+    let heard = ask_all(mesh.clients, &path, |client, path| client.get::<Receipt>(path).boxed());
     let bar = bar(around);
     let begun_over = countdown.is_over();
     let mut applied = countdown.applied.len();
@@ -111,7 +101,11 @@ pub async fn watch(
         bar.set_message(countdown.line(goal));
         let left = countdown.left().unwrap_or(Duration::MAX);
         if let Some(Ok(answer)) = within(left.min(Duration::from_millis(LOOK_MS)), heard.recv()).await {
-            countdown.hear(&answer);
+            // One that does not know of the commit yet has nothing to say.
+            match answer.answer {
+                Ok(receipt) if receipt.outcome == Outcome::Committed => countdown.hear(&receipt),
+                _ => {}
+            }
         }
         if countdown.applied.len() > applied && !around.stderr_terminal && !countdown.is_over() {
             console.say(&countdown.line(goal));
@@ -134,20 +128,6 @@ pub async fn watch(
     }
     console.say(&format!("Watched no longer; it is committed all the same. Look again: canary-mesh tx show {}", receipt.txid));
     Exit::Unhealthy
-}
-
-/// Asks one node until nobody listens any more. One that does not know of the commit yet has nothing to say.
-async fn ask(mut client: Client, path: String, answers: Sender<Receipt>) {
-    client.timeout = client.timeout.min(Duration::from_millis(ASK_TIMEOUT_MS_MAX));
-    while !answers.is_closed() {
-        if let Ok(receipt) = client.get::<Receipt>(&path).await
-            && receipt.outcome == Outcome::Committed
-            && answers.send(receipt).await.is_err()
-        {
-            return;
-        }
-        task::sleep(Duration::from_millis(ASK_PAUSE_MS)).await;
-    }
 }
 
 /// One line on a terminal, written anew each time; nothing elsewhere.

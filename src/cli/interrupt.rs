@@ -36,6 +36,12 @@ impl Interrupt {
         interrupt
     }
 
+    /// One that has been told already.
+    #[cfg(test)]
+    pub fn told() -> Interrupt {
+        Interrupt(Arc::new(AtomicBool::new(true)))
+    }
+
     /// It has.
     pub fn came(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -56,7 +56,7 @@ async fn change(action: MembersAction, args: MemberArgs, mut mesh: Mesh, console
     let mut said = String::new();
     loop {
         // What was refused or aborted has changed nothing, so the same is sent again.
-        let (why, wait_ms) = match send(client, PATH, &request).await {
+        let (why, wait_ms) = match send::<Receipt>(client, PATH, &request).await {
             Ok(receipt) => {
                 let passes = receipt.outcome == Outcome::Aborted && is_one_of(not_now, receipt.error_code.as_deref());
                 if !passes || Instant::now() >= until {

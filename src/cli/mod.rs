@@ -17,6 +17,7 @@ use crate::cli::client::Mesh;
 use crate::cli::output::Console;
 
 pub mod args;
+mod ask;
 mod bench;
 mod client;
 mod completions;
@@ -33,6 +34,7 @@ mod peers;
 mod propose;
 mod receipt;
 mod rollback;
+mod rollout;
 mod serve;
 mod sim;
 mod status;
@@ -156,6 +158,7 @@ pub fn run(argv: impl IntoIterator<Item = OsString>, around: &Surroundings, out:
         Command::Serve(args) => serve::serve(args),
         Command::Status(args) => task::block_on(async { status::run(&args, mesh()?, &mut console).await }),
         Command::Propose(args) => task::block_on(async { propose::run(args, mesh()?, &mut console).await }),
+        Command::Rollout(command) => task::block_on(async { rollout::run(command, mesh()?, around, &mut console).await }),
         Command::Rollback(args) => task::block_on(async { rollback::run(args, mesh()?, around, &mut console).await }),
         Command::History(args) => task::block_on(async { history::run(&args, mesh()?, &mut console).await }),
         Command::Tx(TxCommand::Show { txid }) => task::block_on(async { tx::show(&txid, mesh()?, &mut console).await }),

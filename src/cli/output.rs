@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use comfy_table::{Attribute, Cell, CellAlignment, Color, Table, presets};
 use serde::Serialize;
 
+use crate::api::LeaseView;
 use crate::cli::Exit;
 use crate::cli::args::Format;
 
@@ -61,6 +62,14 @@ impl Field {
         text.map_or_else(|| Field::text("-"), Field::text)
     }
 
+    /// For how long a lease runs yet.
+    pub fn lease(lease: LeaseView) -> Field {
+        match lease.held {
+            true => Field::number(format!("{:.1} s", lease.remaining_ms as f64 / 1e3)),
+            false => Field::text("none").toned(Tone::Doubt),
+        }
+    }
+
     /// In this tone.
     pub fn toned(self, tone: Tone) -> Field {
         Field { tone: Some(tone), ..self }
@@ -77,12 +86,21 @@ pub struct Console<'a> {
     terminal: bool,
     colour: bool,
     broken: Option<io::Error>,
+    /// What is written while a picture is made.
+    held: Option<Vec<u8>>,
+    /// There was a picture before.
+    pictured: bool,
 }
 
 impl<'a> Console<'a> {
     /// `terminal`: standard output is one. `colour`: it may be coloured then.
     pub fn new(out: &'a mut dyn Write, err: &'a mut dyn Write, format: Format, terminal: bool, colour: bool) -> Console<'a> {
-        Console { out, err, format, terminal, colour: colour && terminal, broken: None }
+        Console { out, err, format, terminal, colour: colour && terminal, broken: None, held: None, pictured: false }
+    }
+
+    /// Pictures take each other's place.
+    pub fn is_live(&self) -> bool {
+        self.terminal && !self.is_json()
     }
 
     /// Data is wanted as JSON.
@@ -103,7 +121,11 @@ impl<'a> Console<'a> {
     /// Data by whatever writes it.
     pub fn write(&mut self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
         if self.broken.is_none() {
-            self.broken = write(self.out).err();
+            let written = match &mut self.held {
+                Some(held) => write(held),
+                None => write(self.out),
+            };
+            self.broken = written.err();
         }
     }
 
@@ -149,11 +171,22 @@ impl<'a> Console<'a> {
         self.line(&table.trim_fmt());
     }
 
-    /// Wipes the terminal before the next picture.
-    pub fn next_picture(&mut self) {
-        if self.terminal && !self.is_json() {
-            self.write(|out| write!(out, "\x1b[H\x1b[2J"));
+    /// Data that takes the place of what was last shown so, where there is a terminal for it; elsewhere it comes behind that.
+    ///
+    /// It is written at one go, and nothing is wiped before there is something to put there: the eye sees no gap.
+    pub fn picture(&mut self, show: impl FnOnce(&mut Self)) {
+        if !self.is_live() {
+            return show(self);
         }
+        self.held = Some(Vec::new());
+        show(self);
+        let held = self.held.take().unwrap_or_default();
+        let held = String::from_utf8_lossy(&held).replace('\n', "\x1b[K\n");
+        // Home; the first time the screen is wiped, afterwards only what is left below.
+        let (before, after) = if self.pictured { ("\x1b[H", "\x1b[J") } else { ("\x1b[H\x1b[2J", "") };
+        self.pictured = true;
+        self.write(|out| write!(out, "{before}{held}{after}"));
+        self.flush();
     }
 
     /// Makes what was written appear.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_std::task;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::api::{Outcome, Peers, Receipt, VoteWord};
+use crate::api::{Outcome, Peers, Receipt, RolloutReceipt, VoteWord};
 use crate::cli::client::{CallError, Client, within};
 use crate::cli::endpoint::Endpoint;
 use crate::cli::output::{Console, Field, Tone, listed, milliseconds};
@@ -18,6 +19,39 @@ const APPLY_WAIT_MS_MAX: u64 = 1_000;
 pub const IN_FORCE: &str = "in force everywhere";
 /// How long to wait before asking again who has applied it, in milliseconds.
 const APPLY_POLL_MS: u64 = 20;
+
+/// What a change is answered with: a receipt, and perhaps more.
+pub trait Answered: Serialize + DeserializeOwned {
+    /// The receipt.
+    fn receipt(&self) -> &Receipt;
+    /// The same, to be brought up to date.
+    fn receipt_mut(&mut self) -> &mut Receipt;
+    /// What is more, in a line for people.
+    fn more(&self) -> Option<String> {
+        None
+    }
+}
+
+impl Answered for Receipt {
+    fn receipt(&self) -> &Receipt {
+        self
+    }
+    fn receipt_mut(&mut self) -> &mut Receipt {
+        self
+    }
+}
+
+impl Answered for RolloutReceipt {
+    fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+    fn receipt_mut(&mut self) -> &mut Receipt {
+        &mut self.receipt
+    }
+    fn more(&self) -> Option<String> {
+        self.rollout.map(|id| format!("rollout {id}"))
+    }
+}
 
 /// A key of one's own, for a request that was given none: whoever is left without an answer can repeat it safely.
 pub fn key_or_random(key: Option<String>) -> String {
@@ -34,30 +68,30 @@ pub async fn submit(
     goal: &str,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
+    let receipt: Receipt = send(client, path, request).await.map_err(|error| failure(error, key))?;
     Ok(conclude(client, receipt, key, goal, console).await)
 }
 
 /// Waits a moment until the live members have applied what was committed, and prints the receipt.
-pub async fn conclude(client: &mut Client, mut receipt: Receipt, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
-    if receipt.outcome == Outcome::Committed {
-        follow(client, &mut receipt).await;
+pub async fn conclude(client: &mut Client, mut answered: impl Answered, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
+    if answered.receipt().outcome == Outcome::Committed {
+        follow(client, answered.receipt_mut()).await;
     }
-    tell(&receipt, &client.target.endpoint, key, goal, console)
+    tell(&answered, &client.target.endpoint, key, goal, console)
 }
 
 /// Prints the receipt of a change that was just sent there, and what to do about an outcome that is not settled.
-pub fn tell(receipt: &Receipt, endpoint: &Endpoint, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
-    let exit = print(receipt, goal, console);
+pub fn tell(answered: &impl Answered, endpoint: &Endpoint, key: &str, goal: &str, console: &mut Console<'_>) -> Exit {
+    let exit = print(answered, goal, console);
     if exit == Exit::Unknown {
-        console.say(&ask_again(&receipt.txid, endpoint));
+        console.say(&ask_again(&answered.receipt().txid, endpoint));
         console.say(&repeat(key));
     }
     exit
 }
 
 /// Sends a change to one node and reads the receipt, whatever the outcome.
-pub async fn send(client: &mut Client, path: &str, request: &impl Serialize) -> Result<Receipt, CallError> {
+pub async fn send<T: Answered>(client: &mut Client, path: &str, request: &impl Serialize) -> Result<T, CallError> {
     let answer = client.post(path, request).await?;
     let receipt = serde_json::from_slice(&answer.body).ok();
     receipt.map_or_else(|| client.read(&answer, false), Ok)
@@ -142,13 +176,14 @@ pub fn not_applied<'a>(goal: &str, waiting: impl IntoIterator<Item = &'a NodeId>
 }
 
 /// Prints a receipt. The outcome is the exit.
-pub fn print(receipt: &Receipt, goal: &str, console: &mut Console<'_>) -> Exit {
+pub fn print(answered: &impl Answered, goal: &str, console: &mut Console<'_>) -> Exit {
+    let receipt = answered.receipt();
     let (tone, exit) = match receipt.outcome {
         Outcome::Committed => (Tone::Good, Exit::Ok),
         Outcome::Aborted => (Tone::Bad, Exit::Refused),
         Outcome::Unknown => (Tone::Doubt, Exit::Unknown),
     };
-    console.data(receipt, |console| {
+    console.data(answered, |console| {
         let slot = receipt.slot.map_or_else(|| "no slot".to_owned(), |slot| format!("slot {slot}"));
         let elapsed = receipt.elapsed_ms.map(|ms| format!(", {} ms", milliseconds(ms))).unwrap_or_default();
         let outcome = console.toned(tone, receipt.outcome);
@@ -157,6 +192,9 @@ pub fn print(receipt: &Receipt, goal: &str, console: &mut Console<'_>) -> Exit {
         if let Some(reason) = &receipt.reason {
             let code = receipt.error_code.as_ref().map(|code| format!(" ({code})")).unwrap_or_default();
             console.line(&format!("reason: {reason}{code}"));
+        }
+        if let Some(more) = answered.more() {
+            console.line(&more);
         }
         if !receipt.votes.is_empty() {
             let rows = receipt.votes.iter().map(|line| {

@@ -1,6 +1,6 @@
 //! `rollback`: away with the canaries, and with the last promotion if that is asked for.
 
-use crate::api::{Outcome, RollbackRequest, Routing};
+use crate::api::{Outcome, Receipt, RollbackRequest, Routing};
 use crate::cli::args::RollbackArgs;
 use crate::cli::client::Mesh;
 use crate::cli::countdown::watch;
@@ -20,7 +20,7 @@ pub async fn run(args: RollbackArgs, mut mesh: Mesh, around: &Surroundings, cons
         return submit(client, "/rollback", &request, &key, &goal, console).await;
     }
     let interrupt = Interrupt::listen(around);
-    let receipt = send(client, "/rollback", &request).await.map_err(|error| failure(error, &key))?;
+    let receipt: Receipt = send(client, "/rollback", &request).await.map_err(|error| failure(error, &key))?;
     if receipt.outcome != Outcome::Committed {
         return Ok(tell(&receipt, &client.target.endpoint, &key, &goal, console));
     }

@@ -16,7 +16,7 @@ use crate::sim::coverage::Met;
 use crate::sim::minimise::{Minimal, RUNS_MAX, minimise};
 use crate::sim::mistakes::Mutant;
 use crate::sim::world::Switches;
-use crate::sim::{Figures, Options, run};
+use crate::sim::{Figures, Options, Scenario, run};
 
 /// So many seeds meet every situation on the list: with fewer, one that was not met says nothing.
 const SEEDS_FOR_COVERAGE: u64 = 5_000;
@@ -64,7 +64,12 @@ pub fn run_seeds(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Fail
     if args.mutants {
         return score(args, console);
     }
-    let options = Options { nodes: args.nodes, cuts: args.cuts, keep: args.keep.clone(), off: args.off.clone() };
+    let scenario = match (args.cuts, args.drivers) {
+        (true, _) => Scenario::Cuts,
+        (_, true) => Scenario::Drivers,
+        _ => Scenario::Anything,
+    };
+    let options = Options { nodes: args.nodes, scenario, keep: args.keep.clone(), off: args.off.clone() };
     let switches = Switches { mutant: args.mutant.as_deref().map(mutant).transpose()?, ..Switches::default() };
     let cpu_before = cpu();
     let Outcome { figures, failed } = all(args, args.seeds, &options, switches, console);
@@ -93,7 +98,7 @@ pub fn run_seeds(args: &SimArgs, console: &mut Console<'_>) -> Result<Exit, Fail
         never,
         failure,
     };
-    let not_met = !args.cuts && !report.never.is_empty() && report.seeds >= SEEDS_FOR_COVERAGE;
+    let not_met = scenario == Scenario::Anything && !report.never.is_empty() && report.seeds >= SEEDS_FOR_COVERAGE;
     console.data(&report, |console| show(&report, console));
     if not_met {
         console.error(&format!("{} seeds never met: {}", report.seeds, report.never.join(", ")));
@@ -152,8 +157,10 @@ fn cpu() -> Duration {
 fn failure_report(seed: u64, args: &SimArgs, minimal: &Minimal) -> FailureReport {
     let Minimal { options, failure, plan, actions_before, runs } = minimal;
     let mut again = format!("canary-mesh sim --seeds 1 --seed {seed}");
-    if options.cuts {
-        again.push_str(" --cuts");
+    match options.scenario {
+        Scenario::Anything => {}
+        Scenario::Cuts => again.push_str(" --cuts"),
+        Scenario::Drivers => again.push_str(" --drivers"),
     }
     if let Some(nodes) = options.nodes {
         again.push_str(&format!(" --nodes {nodes}"));

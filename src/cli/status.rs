@@ -9,10 +9,14 @@ use futures::future::join_all;
 use http::Method;
 use serde::Serialize;
 
-use crate::api::{FenceView, Health, HealthWord, History, LeaseView, LinkWord, OpenView, PeerView, Peers, RouteView, Routing};
+use crate::api::{
+    FenceView, Health, HealthWord, History, LeaseView, LinkWord, OpenView, PeerView, Peers, RolloutList, RolloutStatus, RolloutView,
+    RouteView, Routing,
+};
 use crate::cli::args::StatusArgs;
 use crate::cli::client::{CallError, Client, Mesh};
 use crate::cli::output::{Console, Field, Tone, counted, listed};
+use crate::cli::rollout::{self, drives, is_under_way, tone};
 use crate::cli::{Exit, Failure};
 use crate::core::ids::{Incarnation, NodeId, RouteName, Slot, StateHash, TxId};
 
@@ -30,6 +34,10 @@ struct Report {
     /// What is wrong with members that were not asked.
     notes: Vec<String>,
     nodes: Vec<NodeReport>,
+    /// The rollout under way, as whoever knows the newest of it sees it.
+    rollout: Option<RolloutView>,
+    /// How many rollouts wait for their turn.
+    rollouts_waiting: usize,
 }
 
 /// One node: what it said, or why it said nothing.
@@ -59,6 +67,9 @@ struct Seen {
     lease: LeaseView,
     fenced: Vec<FenceView>,
     open: Option<OpenView>,
+    /// The rollouts; none where the node does not say.
+    #[serde(skip)]
+    rollouts: Vec<RolloutView>,
 }
 
 /// A node that answered, by the name it gave.
@@ -71,10 +82,12 @@ struct Voice<'a> {
 pub async fn run(args: &StatusArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
     loop {
         let (report, exit) = look(&mut mesh).await;
+        let show = |console: &mut Console<'_>| console.data(&report, |console| print(&report, console));
         if args.watch {
-            console.next_picture();
+            console.picture(show)
+        } else {
+            show(console)
         }
-        console.data(&report, |console| print(&report, console));
         console.flush();
         if !args.watch || console.is_closed() {
             return Ok(exit);
@@ -106,7 +119,16 @@ async fn look(mesh: &mut Mesh) -> (Report, Exit) {
         false => Exit::Unhealthy,
     };
     let summary = summary(&nodes, &common, &problems);
-    (Report { converged: problems.is_empty(), summary, problems, notes, nodes }, exit)
+    let rollouts = rollouts(&nodes);
+    let rollouts_waiting = rollouts.iter().filter(|rollout| rollout.status == RolloutStatus::Queued).count();
+    let rollout = rollouts.iter().find(|rollout| is_under_way(rollout)).cloned();
+    (Report { converged: problems.is_empty(), summary, problems, notes, rollout, rollouts_waiting, nodes }, exit)
+}
+
+/// The rollouts as whoever has the newest version sees them; of several, who drives the one under way.
+fn rollouts(nodes: &[NodeReport]) -> &[RolloutView] {
+    let newest = voices(nodes).max_by_key(|voice| (voice.seen.version, drives(voice.node, &voice.seen.rollouts)));
+    newest.map(|voice| voice.seen.rollouts.as_slice()).unwrap_or_default()
 }
 
 async fn observe_all(mesh: &mut Mesh) -> Vec<NodeReport> {
@@ -129,11 +151,27 @@ async fn observe(client: &mut Client) -> Result<(NodeId, Seen), CallError> {
     let Routing { node, slot, version, state_hash, txid, members, routes, lease, fenced, open } = client.get("/routing").await?;
     let peers: Peers = client.get("/peers").await?;
     let health: Health = client.get("/health").await?;
+    let rollouts = client.get::<RolloutList>("/rollouts").await.map(|list| list.rollouts).unwrap_or_default();
     let ready = client.send(Method::GET, "/readyz", Bytes::new()).await?.status.is_success();
     let Health { status, reasons, .. } = health;
     let Peers { incarnation, peers: links, .. } = peers;
-    let seen =
-        Seen { ready, health: status, reasons, incarnation, slot, version, state_hash, txid, members, routes, links, lease, fenced, open };
+    let seen = Seen {
+        ready,
+        health: status,
+        reasons,
+        incarnation,
+        slot,
+        version,
+        state_hash,
+        txid,
+        members,
+        routes,
+        links,
+        lease,
+        fenced,
+        open,
+        rollouts,
+    };
     Ok((node, seen))
 }
 
@@ -260,6 +298,13 @@ fn print(report: &Report, console: &mut Console<'_>) {
     let usual = self::camps(&camps).first().map(|(hash, _)| *hash);
     let header = ["node", "endpoint", "state", "start", "head", "version", "hash", "lease", "routes", "links", "open"];
     console.table(&header, report.nodes.iter().map(|node| row(node, usual)));
+    if let Some(rollout) = &report.rollout {
+        console.line(&console.toned(tone(rollout.status), rollout::summary(rollout)));
+    }
+    if report.rollouts_waiting > 0 {
+        let wait = if report.rollouts_waiting == 1 { "waits" } else { "wait" };
+        console.line(&format!("{} {wait} for the turn", counted(report.rollouts_waiting as u64, "rollout")));
+    }
     for note in &report.notes {
         console.line(&console.toned(Tone::Doubt, note));
     }
@@ -297,19 +342,12 @@ fn row(report: &NodeReport, usual: Option<StateHash>) -> Vec<Field> {
         Field::number(seen.slot),
         Field::number(seen.version),
         if Some(seen.state_hash) == usual { hash } else { hash.toned(Tone::Doubt) },
-        lease_field(seen.lease),
+        Field::lease(seen.lease),
         Field::text(seen.routes.iter().map(route_text).collect::<Vec<_>>().join("; ")),
         links_field(&seen.links),
         Field::maybe(open),
     ]);
     row
-}
-
-fn lease_field(lease: LeaseView) -> Field {
-    match lease.held {
-        true => Field::number(format!("{:.1} s", lease.remaining_ms as f64 / 1e3)),
-        false => Field::text("none").toned(Tone::Doubt),
-    }
 }
 
 /// `default: digits-v1 90 / digits-v2 10`.
@@ -461,6 +499,62 @@ mod tests {
         let stranger = Fake::start(|_, _, _| crate::cli::testing::Reply::Answer(200, Vec::new(), "<html>hello".into()));
         let shown = status(&[&stranger], "");
         assert!(shown.out.contains("not a canary-mesh node's") && shown.out.contains("<html>hello"), "{}", shown.out);
+    }
+
+    #[test]
+    fn a_rollout_under_way_and_those_that_wait_are_shown_under_the_table() {
+        use crate::cli::testing::rollout;
+        let [a, b, c] = three(|story| {
+            let mut now = rollout("running", Some(1), Some("node-b"));
+            if story.node != "node-b" {
+                now["waits_for"] = serde_json::Value::Null;
+            }
+            story.rollouts = vec![rollout("rolled_back", None, None), now, rollout("queued", None, None), rollout("queued", None, None)];
+        });
+        let shown = status(&[&a, &b, &c], "");
+        let said = "\nrollout r7 (default: digits-v1 → digits-v2) is running at 10 % (step 2 of 3), driven by node-b: the end of its bake\n\
+                    2 rollouts wait for the turn\nall 3 nodes agree";
+        assert!(shown.out.contains(said), "{}", shown.out);
+        let json = status(&[&a, &b, &c], "--output json").json();
+        assert_eq!((&json["rollout"]["id"], &json["rollouts_waiting"]), (&"r7".into(), &2.into()));
+        let old = Fake::start({
+            let story = std::sync::Mutex::new(story("node-a"));
+            move |method, path, body| match path {
+                "/rollouts" => crate::cli::testing::refusal(404, "not_found", "there is no such resource here"),
+                _ => story.lock().unwrap().reply(method, path, body),
+            }
+        });
+        assert_eq!(status(&[&old], "").exit, Exit::Ok, "a node that knows nothing of rollouts is as well as it was");
+    }
+
+    #[test]
+    fn a_terminal_gets_one_picture_over_the_other() {
+        let node = story("node-a").start();
+        let line = format!("canary-mesh status -w --endpoint {} --no-color", node.address);
+        let (mut out, mut err) = (Pictures(Vec::new(), 2), Vec::new());
+        let terminal = Surroundings { stdout_terminal: true, ..Surroundings::default() };
+        assert_eq!(crate::cli::run(line.split(' ').map(Into::into), &terminal, &mut out, &mut err), Exit::Ok);
+        let text = String::from_utf8(out.0).unwrap();
+        let pictures: Vec<_> = text.split("\x1b[H").skip(1).collect();
+        assert_eq!(pictures.len(), 2, "{text:?}");
+        assert!(pictures[0].starts_with("\x1b[2Jnode "), "the first one wipes the screen: {text:?}");
+        assert!(pictures[1].starts_with("node ") && pictures[1].ends_with("\x1b[K\n\x1b[J"), "the next one only what is left: {text:?}");
+    }
+
+    /// A reader who leaves after some pictures.
+    struct Pictures(Vec<u8>, usize);
+
+    impl Write for Pictures {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if bytes.starts_with(b"\x1b[H") {
+                self.1 = self.1.checked_sub(1).ok_or(io::ErrorKind::BrokenPipe)?;
+            }
+            self.0.extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     /// A reader who leaves after some lines.

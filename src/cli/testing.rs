@@ -161,6 +161,8 @@ pub struct Story {
     pub links: [&'static str; 2],
     /// The data addresses of the two others.
     pub others: [String; 2],
+    /// The rollouts that it knows of.
+    pub rollouts: Vec<Value>,
 }
 
 /// A node that is well, at slot 4.
@@ -178,6 +180,7 @@ pub fn story(node: &'static str) -> Story {
         ready: true,
         links: ["up", "up"],
         others,
+        rollouts: Vec::new(),
     }
 }
 
@@ -202,7 +205,9 @@ impl Story {
             ("GET", "/readyz") => answer(if self.ready { 200 } else { 503 }, &json!({"ready": self.ready})),
             ("GET", "/metrics") => Reply::Answer(200, Vec::new(), self.metrics()),
             ("GET", path) if path.starts_with("/history?from=") => self.history(path),
+            ("GET", "/rollouts") => answer(200, &json!({"node": self.node, "rollouts": self.rollouts})),
             ("POST", "/transactions") => self.commit(body),
+            ("POST", path) if path.starts_with("/rollouts") => answer(200, &rollout_receipt("committed", 5)),
             _ => refusal(404, "not_found", "there is no such resource here"),
         }
     }
@@ -210,7 +215,7 @@ impl Story {
     fn routing(&self) -> Value {
         let route = json!({"stable_model_id": "digits-v1", "stable_digest": null, "canary_model_id": self.canary, "canary_digest": null,
             "previous_stable_model_id": null, "weights": {"stable": 100.0 - self.weight, "canary": self.weight},
-            "status": if self.canary.is_some() { "canary" } else { "stable" }});
+            "status": if self.canary.is_some() { "canary" } else { "stable" }, "salt": "0123456789abcdef"});
         let fenced = self.fenced.iter().map(|(node, by, majority)| json!({"node": node, "by": by, "majority": majority}));
         json!({"node": self.node, "slot": self.slot, "version": self.slot, "state_hash": hash((self.hash)(self.slot)), "txid": null,
             "members": ["node-a", "node-b", "node-c"], "routes": {"default": route},
@@ -272,4 +277,71 @@ pub fn receipt(outcome: &str, slot: u64) -> Value {
     let votes = ["node-a", "node-b", "node-c"].map(|node| json!({"node": node, "vote": "yes", "reason": null}));
     json!({"txid": format!("node-a-1-{slot}"), "outcome": outcome, "slot": slot, "version": slot, "state_hash": hash(slot as u8), "reason": null,
         "error_code": null, "votes": votes, "applied": ["node-a", "node-b", "node-c"], "waiting": [], "leases_end_in_ms": null, "elapsed_ms": 1.25})
+}
+
+/// The same about `r7`.
+pub fn rollout_receipt(outcome: &str, slot: u64) -> Value {
+    let mut receipt = receipt(outcome, slot);
+    receipt["rollout"] = if outcome == "committed" { json!("r7") } else { Value::Null };
+    receipt
+}
+
+/// Rollout `r7` of digits-v2 in steps of 1, 10 and 100 %, in a situation, at a step; driven by a node while it is not over.
+pub fn rollout(status: &str, step: Option<usize>, driver: Option<&str>) -> Value {
+    let shares = [1.0, 10.0, 100.0];
+    let (stable, canary) = (json!({"requests": 1_904, "bad": 3}), json!({"requests": 212, "bad": 1}));
+    let verdict = |node: &str| {
+        json!({"node": node, "route": "default", "verdict": "inconclusive", "reason": format!("digits-v2: too little seen by {node}"),
+            "stable": stable, "canary": canary})
+    };
+    json!({"id": "r7", "status": status, "routes": {"default": "digits-v2"}, "previous": {"default": "digits-v1"},
+        "steps": shares.map(|share| json!({"weight_percent": share})), "step": step, "weight_percent": step.map(|at| shares[at]),
+        "reason": null, "waits_for": driver.map(|_| "the end of its bake"), "driver": driver, "bake_ms": 30_000, "bake_max_ms": 300_000,
+        "on_inconclusive": "wait", "mirror_percent": 0.0, "step_elapsed_ms": step.map(|_| 12_000), "pause_left_ms": null, "gate": {},
+        "external": [],
+        "fleet": match step {
+            Some(_) => json!({"default": {"verdict": "inconclusive", "reason": "digits-v2: canary 3 bad of 636"}}),
+            None => json!({}),
+        },
+        "nodes": match step {
+            Some(_) => vec![verdict("node-a"), verdict("node-b")],
+            None => Vec::new(),
+        },
+        "txid": "node-a-1-5"})
+}
+
+/// What a node says of rollouts, one after the other; at the end it keeps saying the last.
+pub enum Frame {
+    /// Its version, and a rollout.
+    Says(u64, Value),
+    /// Its connection breaks.
+    Breaks,
+    /// It does not answer.
+    Hangs,
+}
+
+/// A node that commits what it is sent, and goes on to its next frame with each question for its rollouts.
+pub fn plays(node: &'static str, frames: Vec<Frame>) -> Fake {
+    plays_when(node, frames, || true)
+}
+
+/// The same, where it stays as it is while `may` says no.
+pub fn plays_when(node: &'static str, frames: Vec<Frame>, may: impl Fn() -> bool + Send + Sync + 'static) -> Fake {
+    let (story, at) = (Mutex::new(story(node)), Mutex::new(0));
+    Fake::start(move |method, path, body| {
+        let mut story = story.lock().unwrap();
+        let mut at = at.lock().unwrap();
+        if method == "POST" || !matches!(path, "/routing" | "/rollouts") {
+            return story.reply(method, path, body);
+        }
+        match &frames[*at] {
+            Frame::Breaks => return Reply::Break,
+            Frame::Hangs => return Reply::Hang,
+            Frame::Says(version, rollout) => (story.slot, story.rollouts) = (*version, vec![rollout.clone()]),
+        }
+        if path == "/rollouts" && may() {
+            *at = (*at + 1).min(frames.len() - 1);
+        }
+        story.reply(method, path, body)
+    })
 }

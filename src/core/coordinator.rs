@@ -398,6 +398,13 @@ impl Node {
             Tally::Commit => {
                 let (slot, votes, tx) = (voting.slot, voting.votes(), voting.tx.clone());
                 let Ok(after) = self.durable.after(&tx) else { return };
+                if tx.kind == Kind::Advance
+                    && let Some(sentence) = self.fleet_veto(&tx, &votes)
+                {
+                    let cause = AbortCause::FleetVeto(sentence);
+                    let abort = Abort { txid: Some(tx.txid), kind: Some(tx.kind), cause: cause.clone(), votes, at };
+                    return self.propose_value(Value::Abort(abort), Fate::Doomed(cause));
+                }
                 let said_yes = |node: &&NodeId| votes.iter().any(|cast| cast.node == **node && cast.vote.yes);
                 let excused = self.durable.state().members.keys().filter(|node| !said_yes(node)).cloned().collect();
                 let state_hash = commit_hash(self.durable.head().state_hash, slot, &tx, &after);
@@ -619,6 +626,9 @@ impl Node {
 
     pub(super) fn answer(&mut self, caller: CallerId, mut receipt: Receipt, started: Time) {
         self.remember(&receipt);
+        if self.is_own_receipt(caller, &receipt) {
+            return;
+        }
         receipt.elapsed_us = Some(self.now.time.0.saturating_sub(started.0));
         self.out.push(Output::Reply { caller, receipt });
     }

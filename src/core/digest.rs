@@ -16,7 +16,7 @@ use crate::core::mutant::mutated;
 use crate::core::resolver::{ResolveTimer, Resolving};
 use crate::core::{Driver, Node};
 
-fn left(now: Time, at: Time) -> u64 {
+pub(super) fn left(now: Time, at: Time) -> u64 {
     at.0.saturating_sub(now.0)
 }
 
@@ -29,7 +29,7 @@ impl Node {
     pub fn digest(&self, now: Time, into: &mut impl Hasher) {
         let Node { settings: _, keep: _, durable, liveness, now: _, index: _, synced: _, pledge: _, kept: _, unkept: _, .. } = self;
         let Node { out: _, leases: _, started: _, health: _, driver, in_flight, waiting, vetting, resolver, resolve_tries, .. } = self;
-        let Node { stash, fetching, receipts, pinned_by, caught_up, diverged, round, transactions, .. } = self;
+        let Node { stash, fetching, receipts, pinned_by, caught_up, diverged, round, transactions, driving, .. } = self;
         // These four are of `lease_digest`.
         let Node { beats: _, next_beat: _, to_tell: _, tell_at: _, .. } = self;
         self.is_pledge_synced().hash(into);
@@ -61,6 +61,7 @@ impl Node {
         }
         (vetting, resolve_tries, stash, fetching.map(|at| left(now, at))).hash(into);
         (receipts, pinned_by, caught_up, diverged, round, transactions).hash(into);
+        driving.digest(now, into);
     }
 
     /// What leases, and the beats that carry them, add to that.

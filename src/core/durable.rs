@@ -451,6 +451,19 @@ impl Durable {
         self.state.after(tx)
     }
 
+    /// The state at this version; `None` if it is to come, or not kept any more.
+    pub fn state_at(&self, version: u64) -> Option<RoutingState> {
+        let mut state = self.base.state.clone();
+        for decision in &self.decisions {
+            match &decision.value {
+                _ if state.version >= version => break,
+                Value::Commit(commit) => state = state.after(&commit.tx).ok()?,
+                Value::Abort(_) => {}
+            }
+        }
+        (state.version == version).then_some(state)
+    }
+
     /// The last decided slot.
     pub fn head(&self) -> Head {
         self.head
@@ -571,14 +584,14 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::gate::GateLimits;
+    use crate::core::gate::Gate;
     use crate::core::ids::{Digest, ModelId, RouteName};
     use crate::core::state::{CanaryChange, Change, Kind, Model, RouteChange, Weights};
     use crate::core::value::{Abort, AbortCause, Commit};
 
     fn start() -> Durable {
         let nodes = ["a", "b"].map(|id| NodeId::new(id).unwrap());
-        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), Gate::default()))];
         let mesh = MeshId::new("m").unwrap();
         let state = RoutingState::genesis(&mesh, nodes.clone(), routes.into());
         Durable::replay(Durable::genesis(&mesh, &nodes[0], DiskId([1; 8]), state)).unwrap()

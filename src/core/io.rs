@@ -25,6 +25,8 @@ use crate::core::ballot::Ballot;
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, StateHash, Time, TxId, UnixMs};
 use crate::core::message::{HealthSnapshot, Message};
 use crate::core::record::Record;
+use crate::core::rollout::driver::ExternalAnswer;
+use crate::core::rollout::{Phase, Rollout, RolloutId};
 use crate::core::state::{Change, Kind, RoutingState, Transaction};
 use crate::core::value::{AbortCause, CastVote, Decision, Vote};
 
@@ -93,6 +95,15 @@ pub enum Input {
     },
     /// This node's own health, for its heartbeats.
     Health(HealthSnapshot),
+    /// The answer to [`Output::Ask`].
+    Asked {
+        /// The rollout.
+        rollout: RolloutId,
+        /// Where it was.
+        phase: Phase,
+        /// What its external gates said.
+        answers: Vec<ExternalAnswer>,
+    },
     /// New settings from peers.json.
     Settings(Settings),
 }
@@ -168,6 +179,13 @@ pub enum Output {
         ballot: Ballot,
         /// The transaction.
         tx: Transaction,
+    },
+    /// Ask the external gates of this rollout, and answer with [`Input::Asked`] when all have answered or run out of time.
+    Ask {
+        /// The rollout, and where it is.
+        rollout: Box<Rollout>,
+        /// The routing version.
+        version: u64,
     },
     /// Route by this from now on.
     Apply(Applied),
@@ -312,6 +330,17 @@ pub enum Event {
         /// The hash after it.
         state_hash: StateHash,
         /// Why, if aborted.
+        reason: Option<String>,
+    },
+    /// A rollout has moved.
+    Rollout {
+        /// Which.
+        rollout: RolloutId,
+        /// What it is now, in a word.
+        status: &'static str,
+        /// The canary's share at its step, in basis points.
+        weight_bp: Option<u16>,
+        /// Why it was taken back or stands still.
         reason: Option<String>,
     },
     /// A link came up.

@@ -13,6 +13,7 @@ use crate::core::message::{DigestEntry, FETCH_DECISIONS_MAX, Heartbeat, Message,
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::{RESOLVE_RANK_MS, RESOLVE_SPLIT_MS};
+use crate::core::rollout::RolloutChange;
 use crate::core::state::Kind;
 use crate::core::value::{AbortCause, Decision, Value};
 
@@ -32,6 +33,7 @@ impl Node {
             Value::Commit(_) => None,
             Value::Abort(abort) => Some(abort.cause.to_string()),
         };
+        let rollouts = self.durable.state().rollouts.clone();
         if self.append(Record::Decided { decision: decision.clone() }).is_none() {
             return false;
         }
@@ -43,6 +45,7 @@ impl Node {
         if decision.value.is_commit() {
             self.check_links();
             self.apply();
+            self.tell_rollouts(&rollouts);
         }
         self.settle(Some(&decision));
         if !decision.value.is_commit() && decision.value.kind() == Some(Kind::Reduce) {
@@ -57,6 +60,7 @@ impl Node {
 
     /// Tells the gateway what to route by.
     pub(super) fn apply(&mut self) {
+        self.note_rollout();
         let head = self.durable.head();
         let state = Arc::new(self.durable.state().clone());
         self.out.push(Output::Apply(Applied { state, slot: head.slot, state_hash: head.state_hash }));
@@ -219,6 +223,7 @@ impl Node {
             self.say_recorded(from);
         }
         self.check_caught_up();
+        self.look_at_rollout();
         self.grant(from, &beat);
     }
 
@@ -401,6 +406,8 @@ fn rough_bytes(decision: &Decision) -> usize {
         Value::Commit(commit) => match &commit.tx.change {
             crate::core::state::Change::Routes(changes) => changes.len() * 768,
             crate::core::state::Change::Members(_) => 256,
+            crate::core::state::Change::Rollout(RolloutChange::Start(spec)) => spec.rough_bytes(),
+            crate::core::state::Change::Rollout(_) => 1_024,
         },
         Value::Abort(abort) => abort.cause.to_string().len(),
     };

@@ -29,6 +29,7 @@ pub mod mutant;
 mod participant;
 pub mod record;
 mod resolver;
+pub mod rollout;
 pub mod routes;
 pub mod state;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use crate::core::message::{HealthSnapshot, Message};
 use crate::core::mutant::mutated;
 use crate::core::record::Record;
 use crate::core::resolver::{ResolveTimer, Resolving};
+use crate::core::rollout::driver::Driving;
 use crate::core::state::Transaction;
 use crate::core::value::Decision;
 
@@ -99,6 +101,7 @@ pub struct Node {
     tell_at: Option<Time>,
     round: u64,
     transactions: u64,
+    driving: Driving,
 }
 
 /// What a node drives: phase one of its own transaction, phase one of a take-over, or phase two of either.
@@ -152,6 +155,7 @@ impl Node {
             tell_at: None,
             round: 0,
             transactions: 0,
+            driving: Driving::default(),
         }
     }
 
@@ -181,11 +185,15 @@ impl Node {
             }
             Input::Propose { caller, proposal } => self.on_propose(caller, proposal),
             Input::Vetted { slot, ballot, vote } => self.on_vetted(slot, ballot, vote),
-            Input::Health(health) => self.health = health,
+            Input::Health(health) => self.on_health(health),
+            Input::Asked { rollout, phase, answers } => self.on_asked(rollout, phase, answers),
             Input::Settings(settings) => {
                 self.settings = settings;
                 self.wait_for_longer_grants();
             }
+        }
+        if self.driving.due.is_some_and(|due| due <= self.now.time) {
+            self.drive_rollout();
         }
         self.tell_lease();
         std::mem::take(&mut self.out)
@@ -194,6 +202,7 @@ impl Node {
     fn begin(&mut self) {
         self.started = Some(self.now.time);
         self.wait_for_longer_grants();
+        self.note_rollout();
         if !mutated!(self, FencesAtOnce) {
             self.fence_nobody_for_a_lease();
         }
@@ -201,7 +210,7 @@ impl Node {
 
     /// When `Tick` is due at the latest.
     pub fn deadline(&self) -> Time {
-        self.timers().chain(self.tell_at).chain(self.lease_ends_at()).fold(self.next_beat, Time::min)
+        self.timers().chain(self.tell_at).chain(self.lease_ends_at()).chain(self.driving.due).fold(self.next_beat, Time::min)
     }
 
     /// What `Tick` is waited for besides heartbeats.
@@ -263,6 +272,8 @@ impl Node {
             self.check_admitted();
             self.check_caught_up();
             self.beat();
+            // Who drives may have changed, and others have told of their numbers.
+            self.look_at_rollout();
         }
         if self.tell_at.is_some_and(|at| now >= at) {
             self.tell_applied();

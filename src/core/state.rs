@@ -5,9 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::gate::GateLimits;
+use crate::core::gate::Gate;
 use crate::core::hash::Feed;
 use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, TxId};
+use crate::core::rollout::{RolloutChange, Rollouts};
 
 /// Basis points in a whole: 10,000 = 100 %.
 pub const WEIGHT_WHOLE_BP: u16 = 10_000;
@@ -101,8 +102,27 @@ pub struct Route {
     pub previous_stable: Option<Model>,
     /// Salts the sticky hash; new with every new canary, so that it is not always the same callers who go first.
     pub salt: u64,
-    /// When a node's own numbers veto an `advance`.
-    pub gate: GateLimits,
+    /// When numbers speak against a canary, unless its rollout says otherwise.
+    pub gate: Gate,
+    /// The routing version since which models and weights are what they are.
+    #[serde(default)]
+    pub since: u64,
+    /// Where a caller's sticky key is found besides the header `x-canary-key`.
+    #[serde(default)]
+    pub sticky: Option<Sticky>,
+    /// A canary that cannot be reached or answers 5xx is retried on stable where the request allows it.
+    #[serde(default)]
+    pub shield: bool,
+}
+
+/// Where a caller's sticky key is found.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sticky {
+    /// In this request header.
+    Header(String),
+    /// In this cookie.
+    Cookie(String),
 }
 
 impl Route {
@@ -137,6 +157,9 @@ pub struct RoutingState {
     pub routes: BTreeMap<RouteName, Route>,
     /// Idempotency keys of the last commits, oldest first.
     pub applied_keys: VecDeque<AppliedKey>,
+    /// The rollouts: under way, waiting, and the last that are over.
+    #[serde(default)]
+    pub rollouts: Rollouts,
 }
 
 /// An idempotency key that has been applied, and by which transaction.
@@ -216,6 +239,8 @@ pub enum Change {
     Routes(BTreeMap<RouteName, RouteChange>),
     /// Members.
     Members(MemberChange),
+    /// A rollout, and with it its routes.
+    Rollout(RolloutChange),
 }
 
 /// One attempt to change the routing state.
@@ -273,11 +298,14 @@ pub enum ChangeError {
     #[error("nothing would change: {0}")]
     NoChange(String),
     /// The kind and the change do not fit.
-    #[error("a {0} transaction cannot make this change")]
+    #[error("this change cannot be made by a transaction of kind {0}")]
     WrongKind(Kind),
     /// A member that is there, or is not.
     #[error("{0}")]
     Member(String),
+    /// A rollout that is not where it would have to be.
+    #[error("{0}")]
+    Rollout(String),
     /// The key has been applied.
     #[error("idempotency key {key:?} was applied by {txid}")]
     KeyApplied {
@@ -293,15 +321,12 @@ pub enum ChangeError {
 
 impl RoutingState {
     /// The state of slot 0.
-    pub fn genesis(
-        mesh: &MeshId,
-        members: impl IntoIterator<Item = NodeId>,
-        routes: BTreeMap<RouteName, (ModelId, GateLimits)>,
-    ) -> RoutingState {
-        let route = |(name, (stable, gate)): (RouteName, (ModelId, GateLimits))| {
+    pub fn genesis(mesh: &MeshId, members: impl IntoIterator<Item = NodeId>, routes: BTreeMap<RouteName, (ModelId, Gate)>) -> RoutingState {
+        let route = |(name, (stable, gate)): (RouteName, (ModelId, Gate))| {
             let salt = Feed::new("salt").str(mesh.as_str()).str(name.as_str()).first_u64();
             let stable = Model { id: stable, digest: None };
-            (name, Route { stable, canary: None, weights: Weights::ALL_STABLE, previous_stable: None, salt, gate })
+            let (canary, weights, previous_stable) = (None, Weights::ALL_STABLE, None);
+            (name, Route { stable, canary, weights, previous_stable, salt, gate, since: 0, sticky: None, shield: false })
         };
         RoutingState {
             version: 0,
@@ -309,6 +334,7 @@ impl RoutingState {
             members: members.into_iter().map(|id| (id, Member::default())).collect(),
             routes: routes.into_iter().map(route).collect(),
             applied_keys: VecDeque::new(),
+            rollouts: Rollouts::default(),
         }
     }
 
@@ -340,6 +366,7 @@ impl RoutingState {
         match (&tx.change, tx.kind) {
             (Change::Routes(changes), Kind::Advance | Kind::Reduce) => next.change_routes(changes, tx)?,
             (Change::Members(change), Kind::Config) => next.change_members(change)?,
+            (Change::Rollout(change), Kind::Advance | Kind::Reduce) => next.change_rollout(change, tx)?,
             _ => return Err(ChangeError::WrongKind(tx.kind)),
         }
         next.version += 1;
@@ -351,14 +378,12 @@ impl RoutingState {
         if changes.is_empty() {
             return Err(ChangeError::NoChange("no route is named".into()));
         }
+        let before = self.clone();
         for (name, change) in changes {
-            let Some(old) = self.routes.get(name) else {
-                let routes: Vec<_> = self.routes.keys().map(RouteName::as_str).collect();
-                return Err(ChangeError::UnknownRoute(name.clone(), routes.join(", ")));
-            };
+            let Some(old) = before.routes.get(name) else { return Err(self.unknown_route(name)) };
             let mut new = old.after(name, change)?;
             if new.canary.as_ref().map(|m| &m.id) != old.canary.as_ref().map(|m| &m.id) && new.canary.is_some() {
-                new.salt = Feed::new("salt").str(&tx.txid.to_string()).str(name.as_str()).first_u64();
+                new.salt = new_salt(&tx.txid, name);
             }
             if new == *old {
                 return Err(ChangeError::NoChange(format!("route {name} is like that already")));
@@ -366,9 +391,68 @@ impl RoutingState {
             if tx.kind == Kind::Reduce && !new.only_lowers(old) {
                 return Err(ChangeError::Raises(name.clone()));
             }
+            if let Some(rollout) = before.rollout_of(name).filter(|_| tx.kind != Kind::Reduce) {
+                let id = rollout.id;
+                let sentence = format!("route {name} is in rollout {id}; use `canary-mesh rollout promote {id}`, or abort it first");
+                return Err(ChangeError::Rollout(sentence));
+            }
+            new.since = self.version + 1;
             self.routes.insert(name.clone(), new);
         }
+        if tx.kind == Kind::Reduce {
+            self.follow_reduce(&before, tx);
+        }
         Ok(())
+    }
+
+    pub(super) fn unknown_route(&self, name: &RouteName) -> ChangeError {
+        let routes: Vec<_> = self.routes.keys().map(RouteName::as_str).collect();
+        ChangeError::UnknownRoute(name.clone(), routes.join(", "))
+    }
+
+    /// What the canary of this route is judged by: its rollout's gate, or the route's own.
+    pub fn gate_of(&self, name: &RouteName) -> Gate {
+        let own = || self.routes.get(name).map(|route| route.gate).unwrap_or_default();
+        self.rollout_of(name).map_or_else(own, |rollout| rollout.spec.gate)
+    }
+
+    /// Which share of this route's requests the canary gets a copy of, in basis points.
+    pub fn mirror_bp_of(&self, name: &RouteName) -> u16 {
+        self.rollout_of(name).map_or(0, |rollout| rollout.spec.mirror_bp)
+    }
+
+    /// The routes whose present canary would be given more by this change: those that the gates are asked about.
+    pub fn raised_by<'s>(&'s self, change: &'s Change) -> Vec<&'s RouteName> {
+        match change {
+            Change::Routes(changes) => {
+                let goes_on =
+                    |(name, change): &(&RouteName, &RouteChange)| self.routes.get(*name).is_some_and(|route| route.goes_on(change));
+                changes.iter().filter(goes_on).map(|(name, _)| name).collect()
+            }
+            Change::Rollout(RolloutChange::Step { id, .. } | RolloutChange::Full { id } | RolloutChange::Resume { id }) => {
+                let rollout = self.rollout(*id).filter(|rollout| rollout.is_under_way());
+                rollout.map(|rollout| rollout.spec.routes.keys().collect()).unwrap_or_default()
+            }
+            Change::Rollout(_) | Change::Members(_) => Vec::new(),
+        }
+    }
+
+    /// The models that this change would bring to a route.
+    pub fn brought_by(&self, change: &Change) -> Vec<Model> {
+        match change {
+            Change::Routes(changes) => {
+                let set = |change: &RouteChange| match &change.canary {
+                    CanaryChange::Set(model) => Some(model.clone()),
+                    CanaryChange::Keep | CanaryChange::Remove => None,
+                };
+                changes.values().filter_map(set).collect()
+            }
+            Change::Rollout(RolloutChange::Start(spec)) => spec.routes.values().cloned().collect(),
+            Change::Rollout(RolloutChange::Step { id, .. }) => {
+                self.rollout(*id).map(|rollout| rollout.spec.routes.values().cloned().collect()).unwrap_or_default()
+            }
+            Change::Rollout(_) | Change::Members(_) => Vec::new(),
+        }
     }
 
     fn change_members(&mut self, change: &MemberChange) -> Result<(), ChangeError> {
@@ -410,13 +494,49 @@ impl RoutingState {
                 feed = feed.str(&model.and_then(|m| m.digest).map(|d| d.to_string()).unwrap_or_default());
             }
             feed = feed.u64(route.weights.stable.into()).u64(route.weights.canary.into()).u64(route.salt);
-            feed = route.gate.feed(feed);
+            feed = route.gate.feed(feed).u64(route.since).u64(route.shield.into());
+            feed = match &route.sticky {
+                None => feed.u64(0),
+                Some(Sticky::Header(name)) => feed.u64(1).str(name),
+                Some(Sticky::Cookie(name)) => feed.u64(2).str(name),
+            };
         }
-        feed
+        self.rollouts.feed(feed)
     }
 }
 
+/// Salts the sticky hash of a route's new canary, so that it is not always the same callers who go first.
+pub(super) fn new_salt(txid: &TxId, name: &RouteName) -> u64 {
+    Feed::new("salt").str(&txid.to_string()).str(name.as_str()).first_u64()
+}
+
 impl Route {
+    /// The canary becomes the stable model.
+    pub(super) fn promote(&mut self) {
+        if let Some(canary) = self.canary.take() {
+            self.previous_stable = Some(std::mem::replace(&mut self.stable, canary));
+        }
+        self.weights = Weights::ALL_STABLE;
+    }
+
+    /// The stable model before the last promotion is stable again.
+    pub(super) fn demote(&mut self) {
+        if let Some(previous) = self.previous_stable.take() {
+            self.stable = previous;
+        }
+        (self.canary, self.weights) = (None, Weights::ALL_STABLE);
+    }
+
+    /// Whether the change is about the canary that is being served now.
+    fn goes_on(&self, change: &RouteChange) -> bool {
+        let same = |model: &Model| self.canary.as_ref().is_some_and(|canary| canary.id == model.id);
+        match &change.canary {
+            CanaryChange::Set(model) => same(model),
+            CanaryChange::Keep => self.canary.is_some(),
+            CanaryChange::Remove => change.stable.as_ref().is_some_and(same),
+        }
+    }
+
     fn after(&self, name: &RouteName, change: &RouteChange) -> Result<Route, ChangeError> {
         let mut next = self.clone();
         match &change.canary {
@@ -481,7 +601,7 @@ mod tests {
 
     fn state() -> RoutingState {
         let nodes = ["a", "b", "c"].map(|id| NodeId::new(id).unwrap());
-        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), Gate::default()))];
         RoutingState::genesis(&MeshId::new("test").unwrap(), nodes, routes.into())
     }
 

@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
-use crate::core::gate::GateLimits;
+use crate::core::gate::bets::Bets;
+use crate::core::gate::{Counts, Gate, RouteEvidence, Tally, Trial, Verdict};
 use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, RouteName, Time};
 use crate::core::io::{AdvanceVotes, After, Event, Input, Now, Outcome, Output, Proposal, Receipt, Settings};
-use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::message::{AcceptAnswer, HealthSnapshot, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
-use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, RouteChange, RoutingState, Weights};
+use crate::core::rollout::driver::ExternalAnswer;
+use crate::core::rollout::{ExternalGate, OnInconclusive, Pause, Question, RolloutChange, RolloutSpec, Step};
+use crate::core::state::{CanaryChange, Change, Kind, MemberChange, Model, Percent, RouteChange, RoutingState, Weights};
 use crate::core::value::{Value, Vote};
 use crate::core::{LogIndex, Node};
 
@@ -46,6 +49,10 @@ struct Process {
     veto: Option<String>,
     vets_held: Option<Vec<Input>>,
     wiped: u8,
+    /// What external gates say here: fail, none (no answer), or pass.
+    external: Option<String>,
+    /// What it has counted.
+    seen: Vec<RouteEvidence>,
 }
 
 struct InTransit {
@@ -124,6 +131,48 @@ fn detail(message: &Message) -> String {
     }
 }
 
+fn rollout_change(change: impl FnOnce() -> RolloutChange) -> Change {
+    Change::Rollout(change())
+}
+
+/// `start v2 1 10 50:pause 100 bake 5 max 20 advance deadline 60 gate`: shares in percent, times in seconds.
+fn spec(name: &str, words: &[&str]) -> RolloutSpec {
+    let mut spec = RolloutSpec {
+        routes: [(RouteName::new("default").unwrap(), model(name))].into(),
+        steps: Vec::new(),
+        bake_ms: 5_000,
+        bake_max_ms: 20_000,
+        on_inconclusive: OnInconclusive::Wait,
+        mirror_bp: 0,
+        gate: Gate::default(),
+        external: Vec::new(),
+        progress_deadline_ms: None,
+    };
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let mut seconds = || words.next().unwrap().parse::<u64>().unwrap() * 1_000;
+        match *word {
+            "bake" => (spec.bake_ms, spec.bake_max_ms) = (seconds(), spec.bake_max_ms.max(60_000)),
+            "max" => spec.bake_max_ms = seconds(),
+            "deadline" => spec.progress_deadline_ms = Some(seconds()),
+            "advance" => spec.on_inconclusive = OnInconclusive::Advance,
+            "abort" => spec.on_inconclusive = OnInconclusive::Abort,
+            "dry" => spec.gate.dry_run = true,
+            "gate" => spec.external.push(ExternalGate {
+                name: ModelId::new("smoke").unwrap(),
+                timeout_ms: 1_000,
+                question: Question::Webhook { url: "http://gate".into() },
+            }),
+            step => {
+                let (weight, pause) = step.split_once(':').map_or((step, None), |(weight, pause)| (weight, Some(pause)));
+                let pause = pause.map(|pause| Pause { for_ms: pause.parse::<u64>().ok().map(|s| s * 1_000) });
+                spec.steps.push(Step { weight: weight.parse::<u16>().unwrap() * 100, pause });
+            }
+        }
+    }
+    spec
+}
+
 fn model(name: &str) -> Model {
     Model { id: ModelId::new(name).unwrap(), digest: Some(Digest([7; 32])) }
 }
@@ -141,6 +190,11 @@ impl Cluster {
             ["propose", at, rest @ ..] => self.propose(at, Kind::Advance, rest),
             ["reduce", at, rest @ ..] => self.propose(at, Kind::Reduce, rest),
             ["members", at, rest @ ..] => self.propose(at, Kind::Config, rest),
+            ["rollout", at, "pause" | "abort", ..] => self.propose(at, Kind::Reduce, words.get(2..).unwrap()),
+            ["rollout", at, rest @ ..] => self.propose(at, Kind::Advance, rest),
+            ["seen", at, canary, stable] => self.seen(&id(at), canary, stable),
+            ["gates", at, what] => self.members.get_mut(&id(at)).unwrap().external = Some((*what).to_owned()),
+            ["rollouts", at] => self.rollouts(&id(at)),
             ["veto", at, reason @ ..] => self.members.get_mut(&id(at)).unwrap().veto = (!reason.is_empty()).then(|| reason.join(" ")),
             ["slow-vote", at] => self.members.get_mut(&id(at)).unwrap().vets_held = Some(Vec::new()),
             ["vote-now", at] => {
@@ -223,7 +277,7 @@ impl Cluster {
     }
 
     fn genesis(&self) -> RoutingState {
-        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let routes = [(RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), Gate::default()))];
         RoutingState::genesis(&MeshId::new("test").unwrap(), self.members.keys().cloned(), routes.into())
     }
 
@@ -309,6 +363,18 @@ impl Cluster {
                 });
                 Change::Members(MemberChange::Add { node: id(name), disk_id })
             }
+            ["pause", rollout] => rollout_change(|| RolloutChange::Pause { id: rollout.parse().unwrap(), pause: Pause { for_ms: None } }),
+            ["resume", rollout] => rollout_change(|| RolloutChange::Resume { id: rollout.parse().unwrap() }),
+            ["full", rollout] => rollout_change(|| RolloutChange::Full { id: rollout.parse().unwrap() }),
+            ["next", rollout] => {
+                let state = self.members[&id(at)].node.as_ref().unwrap().durable().state();
+                let from = state.rollout(rollout.parse().unwrap()).unwrap().phase;
+                rollout_change(|| RolloutChange::Step { id: rollout.parse().unwrap(), from })
+            }
+            ["abort", rollout, reason @ ..] => {
+                rollout_change(|| RolloutChange::Abort { id: rollout.parse().unwrap(), reason: reason.join(" ") })
+            }
+            ["start", name, steps @ ..] => rollout_change(|| RolloutChange::Start(Box::new(spec(name, steps)))),
             _ => Change::Routes([(RouteName::new("default").unwrap(), route)].into()),
         };
         self.callers += 1;
@@ -351,6 +417,7 @@ impl Cluster {
                 Output::Send { to, message, after: After::Synced(index) } => process.after_sync.push((index, to, message)),
                 Output::Vet { slot, ballot, .. } => {
                     let vote = process.veto.as_ref().map_or(Vote::yes(), Vote::no);
+                    let vote = Vote { evidence: process.seen.clone(), ..vote };
                     let vetted = Input::Vetted { slot, ballot, vote };
                     match &mut process.vets_held {
                         Some(held) => held.push(vetted),
@@ -363,6 +430,21 @@ impl Cluster {
                     self.linked.remove(&(name.clone(), peer.clone()));
                     self.linked.remove(&(peer.clone(), name.clone()));
                     self.say(format!("{name} refuses {peer}: {reason}"));
+                }
+                Output::Ask { rollout, .. } => {
+                    let verdict = match process.external.as_deref() {
+                        Some("fail") => Verdict::Fail,
+                        Some("none") => Verdict::Inconclusive,
+                        _ => Verdict::Pass,
+                    };
+                    let answer = |gate: &ExternalGate| ExternalAnswer {
+                        name: gate.name.clone(),
+                        verdict,
+                        sentence: format!("gate {}: it said so", gate.name),
+                    };
+                    let answers = rollout.spec.external.iter().map(answer).collect();
+                    self.say(format!("{name} asks the gates of {}", rollout.id));
+                    self.step(name, Input::Asked { rollout: rollout.id, phase: rollout.phase, answers });
                 }
                 Output::Apply(_) | Output::Lease { .. } | Output::CompactDue => {}
             }
@@ -425,6 +507,10 @@ impl Cluster {
             Event::Decided { slot, value, version, reason, .. } => {
                 format!("{name} decided slot {slot}: {value}, version {version}{}", because(reason))
             }
+            Event::Rollout { rollout, status, weight_bp, reason } => {
+                let weight = weight_bp.map(|bp| format!(" at {} %", Percent(bp))).unwrap_or_default();
+                format!("{name} sees {rollout} {}{weight}{}", status.replace('_', " "), because(reason))
+            }
             Event::Diverged { reason } => format!("{name} DIVERGED: {reason}"),
             Event::Installed { slot, peer } => format!("{name} takes in what slot {slot} came to, from {peer}"),
             Event::CatchingUp { peer, from } => format!("{name} fetches slot {from} and on from {peer}"),
@@ -440,6 +526,40 @@ impl Cluster {
             Event::LeaseHeld | Event::LinkUp { .. } | Event::LinkDown { .. } => return,
         };
         self.say(line);
+    }
+
+    /// What a node has counted of the present canary: `bad/requests` of canary and of stable, in this order of bad events.
+    fn seen(&mut self, name: &NodeId, canary: &str, stable: &str) {
+        let tally = |text: &str| {
+            let (bad, requests) = text.split_once('/').unwrap();
+            Tally { requests: requests.parse().unwrap(), bad: bad.parse().unwrap() }
+        };
+        let (canary, stable) = (tally(canary), tally(stable));
+        let state = self.members[name].node.as_ref().unwrap().durable().state().clone();
+        let (route, now) = state.routes.iter().next().unwrap();
+        let mut bets = Bets::default();
+        (0..canary.bad).for_each(|_| bets.on_canary(now.weights.canary));
+        (0..stable.bad).for_each(|_| bets.on_stable(now.weights.canary));
+        let trial = Trial { salt: now.salt, since: now.since, stable, canary, step: canary, bets, ..Trial::default() };
+        let (route, counts) = (route.clone(), Counts::default());
+        let routes = vec![RouteEvidence { route, canary_model_id: None, stable: counts, canary: counts, trial: Some(trial) }];
+        self.members.get_mut(name).unwrap().seen.clone_from(&routes);
+        self.step(name, Input::Health(HealthSnapshot { reasons: Vec::new(), routes }));
+        self.deliver();
+    }
+
+    fn rollouts(&mut self, name: &NodeId) {
+        let node = self.members[name].node.as_ref().unwrap();
+        let lines = node.durable().state().rollouts.list.iter().map(|rollout| {
+            let weight = rollout.step().map(|step| format!(" at {} %", Percent(step.weight))).unwrap_or_default();
+            let driver = node.rollout_driver(rollout).map(|driver| format!(", driven by {driver}")).unwrap_or_default();
+            let current = node.durable().state().current_rollout().is_some_and(|current| current.id == rollout.id);
+            let waits = node.rollout_waits_for().filter(|_| current).map(|why| format!(", waits: {why}")).unwrap_or_default();
+            let reason = rollout.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default();
+            format!("{name}: {} {}{weight}{reason}{driver}{waits}", rollout.id, rollout.word())
+        });
+        let lines: Vec<_> = lines.collect();
+        lines.into_iter().for_each(|line| self.say(line));
     }
 
     fn status(&mut self) {

@@ -56,6 +56,8 @@ pub struct Abort {
 pub enum AbortCause {
     /// A member voted no.
     Vetoed(Vec<NodeId>),
+    /// All members together have seen too much that speaks against the canary.
+    FleetVeto(String),
     /// Members whose yes is needed did not vote, each with what is known of why.
     NoVote(BTreeMap<NodeId, String>),
     /// Another transaction holds the slot.
@@ -91,6 +93,7 @@ impl fmt::Display for AbortCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             AbortCause::Vetoed(nodes) => write!(f, "{} voted no", list(nodes)),
+            AbortCause::FleetVeto(sentence) => write!(f, "vetoed by the numbers of all nodes together: {sentence}"),
             AbortCause::NoVote(missing) => {
                 let missing: Vec<_> = missing.iter().map(|(node, why)| format!("{node} ({why})")).collect();
                 write!(f, "no vote from {}", missing.join(", "))

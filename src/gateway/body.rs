@@ -25,6 +25,19 @@ impl Body {
     }
 }
 
+impl Body {
+    /// Hands on all of it as soon as it is there or has passed, or nothing if it is longer than this; see [`Download::tee`].
+    pub(crate) fn tee(self, bytes_max: usize, then: impl FnOnce(Option<Bytes>) + Send + 'static) -> Body {
+        match self.0 {
+            Kind::Bytes(bytes) => {
+                then(Some(bytes.clone()).filter(|bytes| bytes.len() <= bytes_max));
+                Body::from(bytes)
+            }
+            Kind::Stream(stream) => Body::from((*stream).tee(bytes_max, then)),
+        }
+    }
+}
+
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Body {
         Body(Kind::Bytes(bytes))

@@ -1,11 +1,14 @@
 //! What callers may send to a model, and what a model's file may be, for the fuzzer and its corpus.
 
+use super::compare::Answer;
 use super::elements::{Datatype, Elements};
 use super::onnx_file;
 use super::v2::{Dim, InferRequest, TensorSpec};
 
-/// The body of a prediction. Every tensor that is taken has as many elements as its shape says, and the answer is JSON.
+/// The body of a prediction, or of an answer: one that can be compared is like itself. Every tensor that is taken has as many elements as its shape says, and the answer is JSON.
 pub(crate) fn infer(body: &[u8]) {
+    let compared = Answer::read(body).map(|answer| answer.is_like(&answer, 0));
+    assert!(compared.is_none_or(|like| like == Some(true)), "{compared:?}");
     let batch = || Dim::Named("batch".to_owned());
     let spec = |name: &str, datatype, shape| TensorSpec { name: name.to_owned(), datatype, shape };
     let pixels = [spec("pixels", Datatype::Fp32, Some(vec![batch(), Dim::Fixed(64)]))];

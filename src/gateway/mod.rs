@@ -7,20 +7,25 @@
 
 mod backend;
 mod body;
+mod compare;
 mod elements;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod headers;
+mod mirror;
 mod models;
 mod net;
 mod onnx;
 mod onnx_file;
+mod payload;
 mod predict;
 mod refusal;
 mod repository;
 mod snapshot;
 mod split;
 mod stats;
+mod sticky;
+mod trial;
 mod upload;
 mod upstream;
 mod v2;
@@ -39,6 +44,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 pub use crate::gateway::body::Body;
+pub use crate::gateway::mirror::Mirrored;
 pub use crate::gateway::net::{AsyncStdNet, Io, Net};
 pub use crate::gateway::split::{Reason, Variant};
 pub use crate::gateway::stats::{Bad, LATENCY_BUCKETS_US, VariantTotals};
@@ -49,10 +55,13 @@ use crate::core::gate::RouteEvidence;
 use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
 use crate::core::io::Applied;
 use crate::core::state::{Model, Route, RoutingState};
+use crate::gateway::mirror::Mirror;
 use crate::gateway::models::Models;
 use crate::gateway::repository::Repository;
 use crate::gateway::snapshot::{RouteSnapshot, Serving, Snapshot};
 use crate::gateway::stats::{Totals, VariantStats};
+use crate::gateway::sticky::KeySource;
+use crate::gateway::trial::{Alarm, OnTrial};
 
 /// Largest body of a request that a model in the process answers, in bytes. Bodies for model servers stream.
 pub const BODY_BYTES_MAX: usize = 64 << 20;
@@ -68,11 +77,22 @@ pub struct Options {
     pub net: Arc<dyn Net>,
     /// The clock that leases are measured by. Never runs backwards, and runs through a suspend.
     pub clock: Arc<dyn Fn() -> Time + Send + Sync>,
+    /// Called when there is something new for a gate to judge: a bad answer of a canary, or of stable beside one, two answers that differ, a
+    /// canary that cannot be reached. Not again before [`Gateway::evidence`] was read. It must not block: a request waits for it.
+    pub alarm: Arc<dyn Fn() + Send + Sync>,
+    /// For drills: every canary here answers 500.
+    pub fail_canary: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { body_bytes_max: BODY_BYTES_MAX, net: Arc::new(AsyncStdNet), clock: Arc::new(clock::time) }
+        Options {
+            body_bytes_max: BODY_BYTES_MAX,
+            net: Arc::new(AsyncStdNet),
+            clock: Arc::new(clock::time),
+            alarm: Arc::new(|| {}),
+            fail_canary: false,
+        }
     }
 }
 
@@ -86,6 +106,9 @@ pub struct Gateway {
     /// The first moment of `clock` at which no canary may be chosen, in microseconds.
     lease_until_us: AtomicU64,
     clock: Arc<dyn Fn() -> Time + Send + Sync>,
+    alarm: Arc<Alarm>,
+    fail_canary: bool,
+    mirror: Arc<Mirror>,
     totals: Mutex<BTreeMap<(RouteName, Variant, ModelId), Arc<Totals>>>,
 }
 
@@ -101,10 +124,13 @@ impl Gateway {
             node: header(node.as_str()),
             started: Instant::now(),
             body_bytes_max: options.body_bytes_max,
-            models: Arc::new(Models::new(Repository::new(models), options.net)),
+            models: Arc::new(Models::new(Repository::new(models), Arc::clone(&options.net))),
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
             lease_until_us: AtomicU64::new(0),
             clock: options.clock,
+            alarm: Alarm::new(options.alarm),
+            fail_canary: options.fail_canary,
+            mirror: Mirror::new(options.net),
             totals: Mutex::default(),
         })
     }
@@ -151,17 +177,39 @@ impl Gateway {
             let before = old.routes.get(name);
             let mut serving = |variant, model: &Model| {
                 let stats = before.and_then(|before| before.stats_of(variant, model));
-                let stats = stats.unwrap_or_else(|| Arc::new(VariantStats::new(self.totals_of(name, variant, &model.id))));
+                let stats = stats.unwrap_or_else(|| Arc::new(VariantStats::new(variant, self.totals_of(name, variant, &model.id))));
                 Some(Serving { model: model.clone(), name: header(model.id.as_str()), held: held.next()?, stats })
             };
             // In the order of `Route::models`: one held model for each.
             let Some(stable) = serving(Variant::Stable, &route.stable) else { continue };
             let canary = route.canary.as_ref().and_then(|model| serving(Variant::Canary, model));
             let previous_stable = route.previous_stable.as_ref().and_then(|_| held.next());
-            let (weights, gate) = (route.weights, route.gate);
-            routes.insert(name.clone(), RouteSnapshot { weights, gate, stable, canary, previous_stable });
+            let trial = canary.as_ref().map(|canary| {
+                let before = before.and_then(|before| before.trial.as_ref());
+                OnTrial::follow(before, route, &canary.model, &self.alarm)
+            });
+            let snapshot = RouteSnapshot {
+                weights: route.weights,
+                gate: state.gate_of(name),
+                stable,
+                canary,
+                trial,
+                salt: route.salt,
+                key_source: route.sticky.as_ref().and_then(KeySource::new),
+                shield: route.shield,
+                mirror_bp: state.mirror_bp_of(name),
+                previous_stable,
+            };
+            routes.insert(name.clone(), snapshot);
         }
-        self.snapshot.store(Arc::new(Snapshot { version: HeaderValue::from(state.version), applied, routes }));
+        let new = Arc::new(Snapshot { version: HeaderValue::from(state.version), applied, routes });
+        self.snapshot.store(Arc::clone(&new));
+        for (name, trial) in old.routes.iter().filter_map(|(name, route)| Some((name, route.trial.as_ref()?))) {
+            let next = new.routes.get(name).and_then(|route| route.trial.as_ref());
+            if next.is_none_or(|next| !Arc::ptr_eq(&next.trial, &trial.trial)) {
+                trial.trial.end();
+            }
+        }
     }
 
     /// From this moment of the gateway's clock on no request is given to a canary; before the first call, none is. In force at once:
@@ -183,14 +231,17 @@ impl Gateway {
         Time(self.lease_until_us.load(Ordering::Acquire))
     }
 
-    /// What this node counted in the last minute, per route: only requests whose variant chance decided.
+    /// What this node counted of each route: the last minute, and what the trial of its canary came to so far. Only requests whose variant
+    /// chance or a sticky key decided. From here on the alarm rings again.
     pub fn evidence(&self) -> Vec<RouteEvidence> {
+        self.alarm.heard();
         let now = self.now();
         let evidence = |(name, route): (&RouteName, &RouteSnapshot)| RouteEvidence {
             route: name.clone(),
             canary_model_id: route.canary.as_ref().map(|canary| canary.model.id.clone()),
             stable: route.stable.stats.counts(now),
             canary: route.canary.as_ref().map(|canary| canary.stats.counts(now)).unwrap_or_default(),
+            trial: route.trial.as_ref().map(OnTrial::read),
         };
         self.snapshot.load().routes.iter().map(evidence).collect()
     }
@@ -212,6 +263,11 @@ impl Gateway {
     pub fn totals(&self) -> Vec<VariantTotals> {
         let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.iter().map(|((route, variant, model), totals)| totals.read(route, *variant, model)).collect()
+    }
+
+    /// What became of the requests that were drawn to be mirrored since the start of the process, by outcome; every outcome is listed.
+    pub fn mirrored(&self) -> [(Mirrored, u64); Mirrored::ALL.len()] {
+        self.mirror.totals()
     }
 
     fn totals_of(&self, route: &RouteName, variant: Variant, model: &ModelId) -> Arc<Totals> {

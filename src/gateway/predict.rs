@@ -1,14 +1,11 @@
 //! One request, from its route to its answer.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Collected, LengthLimitError, Limited};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Body as HttpBody;
 
 use crate::api::{MODEL_HEADER, NODE_HEADER, REASON_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::core::ids::{RouteName, Time};
@@ -16,12 +13,16 @@ use crate::core::state::WEIGHT_WHOLE_BP;
 use crate::gateway::Gateway;
 use crate::gateway::backend::Backend;
 use crate::gateway::body::Body;
+use crate::gateway::mirror::{Duplicate, MIRROR_BODY_BYTES_MAX, Mirrored};
 use crate::gateway::onnx::Onnx;
+use crate::gateway::payload::{BoxError, Payload};
 use crate::gateway::refusal::Refusal;
-use crate::gateway::snapshot::{RouteSnapshot, Serving, Snapshot};
+use crate::gateway::snapshot::{Gather, RouteSnapshot, Serving, Snapshot};
 use crate::gateway::split::{Reason, Variant};
 use crate::gateway::stats::Bad;
-use crate::gateway::upload::{BoxError, Progress};
+use crate::gateway::sticky::{StickyHash, own_key};
+use crate::gateway::trial::{OnTrial, Part};
+use crate::gateway::upload::Progress;
 use crate::gateway::upstream::{Download, Upstream};
 
 /// Names a request in errors, events and model servers' logs.
@@ -37,28 +38,26 @@ impl Gateway {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        // Models in the process need all of the body first, and a caller may take its time over it: what is chosen then is what may
-        // answer then. A model server gets the body as it comes, so the choice is made at once.
-        let gathers = self.snapshot.load().routes.get(route).is_some_and(RouteSnapshot::is_in_process);
-        if gathers && request.method() == Method::POST && asked(request.headers()).is_ok() && fits(request.headers(), self.body_bytes_max) {
-            let (head, body) = request.into_parts();
-            let body = Limited::new(body, self.body_bytes_max).collect().await.map(Collected::to_bytes);
-            return self.routed(route, Request::from_parts(head, Gathered(Some(body)))).await;
-        }
-        self.routed(route, request).await
+        // A caller may take its time over a body that is waited for: what is chosen when it is there is what may answer then. A model
+        // server that gets the body as it comes is chosen at once.
+        let (head, body) = request.into_parts();
+        let sound = head.method == Method::POST && asked(&head.headers).is_ok() && own_key(&head.headers).is_ok();
+        let gathers = || self.snapshot.load().routes.get(route).and_then(|route| route.gathers(self.body_bytes_max));
+        let body = match sound.then(gathers).flatten() {
+            Some(Gather::All(max)) if fits(&head.headers, max) => Payload::gather(body, max).await,
+            Some(Gather::Small(max)) if fits(&head.headers, max) => Payload::gather_small(body, max).await,
+            _ => Payload::stream(body),
+        };
+        self.routed(route, Request::from_parts(head, body)).await
     }
 
-    async fn routed<B>(&self, route: &RouteName, request: Request<B>) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    async fn routed(&self, route: &RouteName, request: Request<Payload>) -> Response<Body> {
         // The lease before the state: see `Gateway::lease`.
         let lease_until = self.lease_until();
         let snapshot = self.snapshot.load_full();
         let request_id = request_id(request.headers());
         let mut response = match self.choose(&snapshot, lease_until, route, request.headers()) {
-            Ok(chosen) => self.answer(&chosen, request, request_id).await,
+            Ok(chosen) => self.answer(chosen, request, request_id).await,
             Err(refusal) => refusal.answer(request_id),
         };
         let headers = response.headers_mut();
@@ -85,20 +84,84 @@ impl Gateway {
             });
         };
         let asked = asked(headers)?;
-        let (variant, reason) = route.offer(lease_until).choose(asked, || fastrand::u16(..WEIGHT_WHOLE_BP), || (self.clock)());
-        Ok(Chosen { name, route, serving: route.serving(variant), variant, reason })
+        let wrong = |what| Refusal::of_caller(StatusCode::BAD_REQUEST, "invalid_header", what);
+        let key = own_key(headers).map_err(wrong)?.or_else(|| route.key_source.as_ref()?.find(headers));
+        let mut hash = None;
+        let draw = || match key {
+            Some(key) => (hash.insert(StickyHash::new(route.salt, key)).bucket(), Reason::Sticky),
+            None => (fastrand::u16(..WEIGHT_WHOLE_BP), Reason::Split),
+        };
+        let (mut variant, mut reason) = route.offer(lease_until).choose(asked, draw, || (self.clock)());
+        if let Some(OnTrial { trial, .. }) = &route.trial {
+            if variant == Variant::Canary && !trial.admits(self.now()) {
+                (variant, reason) = (Variant::Stable, Reason::Fallback);
+            }
+            match (variant, reason) {
+                (Variant::Canary, _) => trial.withheld(false),
+                (Variant::Stable, Reason::Fallback | Reason::LeaseExpired) => trial.withheld(true),
+                (Variant::Stable, _) => {}
+            }
+        }
+        let chosen = Chosen { name, route, serving: route.serving(variant), variant, reason, part: None };
+        let on_trial = route.trial.as_ref().filter(|_| chosen.randomised());
+        Ok(Chosen { part: on_trial.and_then(|trial| trial.part(variant, route.weights.canary, hash)), ..chosen })
     }
 
-    async fn answer<B>(&self, chosen: &Chosen<'_>, request: Request<B>, request_id: String) -> Response<Body>
-    where
-        B: HttpBody<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    /// Has the chosen model answer; where the route shields its callers from a canary that fails, stable after it.
+    async fn answer(&self, mut chosen: Chosen<'_>, request: Request<Payload>, request_id: String) -> Response<Body> {
+        let again = chosen.may_be_shielded().then(|| repeatable(&request)).flatten();
+        let duplicate = self.duplicate(&chosen, &request, &request_id);
+        let mut answered = self.attempt(&chosen, request, &request_id).await;
+        if let Some(again) = again.filter(|_| chosen.has_failed(&answered)) {
+            chosen.serving.stats.shielded();
+            chosen = Chosen { serving: &chosen.route.stable, variant: Variant::Stable, reason: Reason::Fallback, part: None, ..chosen };
+            answered = self.attempt(&chosen, again.map(Payload::from), &request_id).await;
+        }
+        let mut response = answered.unwrap_or_else(|refusal| refusal.answer(request_id));
+        if let Some(duplicate) = duplicate {
+            response = duplicate.beside(response);
+        }
+        chosen.name_in(response.headers_mut());
+        response
+    }
+
+    /// A copy of this request for the canary, if it was drawn to be mirrored.
+    fn duplicate(&self, chosen: &Chosen<'_>, request: &Request<Payload>, request_id: &str) -> Option<Duplicate> {
+        let RouteSnapshot { mirror_bp, canary, trial, gate, .. } = chosen.route;
+        let (canary, OnTrial { trial, .. }) = (canary.as_ref()?, trial.as_ref()?);
+        let of_stable = chosen.variant == Variant::Stable && chosen.randomised() && *request.method() == Method::POST;
+        if !of_stable || *mirror_bp == 0 || fastrand::u16(..WEIGHT_WHOLE_BP) >= *mirror_bp {
+            return None;
+        }
+        let copied = || {
+            let mut request = repeatable(request).filter(|request| request.body().len() <= MIRROR_BODY_BYTES_MAX)?;
+            name_request(request.headers_mut(), request_id);
+            Some(Duplicate {
+                place: self.mirror.admit()?,
+                request,
+                canary: Arc::clone(canary.held.backend()?),
+                trial: Arc::clone(trial),
+                distance_bp_max: gate.distance_bp_max,
+                who: format!("{} {} of route {}", Variant::Canary, canary.model.id, chosen.name),
+                started: self.started,
+                drill: self.fail_canary,
+            })
+        };
+        let copied = copied();
+        if copied.is_none() {
+            self.mirror.count(Mirrored::Dropped);
+        }
+        copied
+    }
+
+    /// Has one model answer, and counts how it did.
+    async fn attempt(&self, chosen: &Chosen<'_>, request: Request<Payload>, request_id: &str) -> Result<Response<Body>, Refusal> {
         let progress = Progress::new();
         let answered = match chosen.serving.held.backend().map(Arc::as_ref) {
+            Some(_) if self.fail_canary && chosen.variant == Variant::Canary => Err(Refusal::drill(&chosen.who())),
             Some(Backend::Onnx(onnx)) => self.infer(onnx, chosen, request, &progress).await.map(|response| response.map(Body::from)),
             Some(Backend::Http(upstream)) => {
-                let forwarded = forward(upstream, chosen, request, &request_id, &progress).await;
+                let forwarded = forward(upstream, chosen, request, request_id, &progress).await;
                 forwarded.map(|response| self.watched(chosen, response))
             }
             None => {
@@ -107,32 +170,52 @@ impl Gateway {
             }
         };
         let latency_us = progress.latency().as_micros() as u64;
-        let slow = || latency_us > chosen.route.gate.latency_ms_max.saturating_mul(1_000);
+        let now = self.now();
+        if let (Variant::Canary, Some(OnTrial { trial, .. })) = (chosen.variant, &chosen.route.trial) {
+            match &answered {
+                Ok(_) => trial.reached(),
+                Err(refusal) if refusal.unreached => trial.unreached(now),
+                Err(_) => {}
+            }
+        }
         let stats = &chosen.serving.stats;
-        let answered_with = |bad| stats.answered(self.now(), latency_us, bad, chosen.randomised());
+        let answered_with = |bad: Option<Bad>| {
+            stats.answered(now, latency_us, bad, chosen.randomised());
+            if let Some(part) = &chosen.part {
+                part.answered(now, bad.is_some());
+            }
+        };
         match &answered {
             Ok(response) if response.status().is_server_error() => answered_with(Some(Bad::ServerError)),
             Ok(response) if response.status().is_client_error() => answered_with(None),
-            Ok(_) => answered_with(slow().then_some(Bad::Slow)),
+            Ok(_) => {
+                stats.succeeded(now, latency_us);
+                let slow_us = chosen.route.gate.latency_ms_max.map(|ms| ms.saturating_mul(1_000));
+                let slow_us = slow_us.unwrap_or_else(|| chosen.route.stable.stats.slow_us(now));
+                answered_with((latency_us > slow_us).then_some(Bad::Slow));
+            }
             Err(Refusal { bad: None, .. }) => stats.refused(),
             Err(Refusal { bad, .. }) => answered_with(*bad),
         }
-        let mut response = answered.unwrap_or_else(|refusal| refusal.answer(request_id));
-        chosen.name_in(response.headers_mut());
-        response
+        answered
     }
 
     /// Has a model in the process answer.
-    async fn infer<B>(&self, onnx: &Onnx, chosen: &Chosen<'_>, request: Request<B>, progress: &Progress) -> Result<Response<Bytes>, Refusal>
-    where
-        B: HttpBody<Data = Bytes>,
-        B::Error: Into<BoxError>,
-    {
+    async fn infer(
+        &self,
+        onnx: &Onnx,
+        chosen: &Chosen<'_>,
+        request: Request<Payload>,
+        progress: &Progress,
+    ) -> Result<Response<Bytes>, Refusal> {
         if request.method() != Method::POST {
             let message = format!("{} is not answered here; POST a V2 inference request", request.method());
             return Err(Refusal::of_caller(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
         }
-        let body = collect(request, self.body_bytes_max).await?;
+        if !fits(request.headers(), self.body_bytes_max) {
+            return Err(Refusal::too_large(self.body_bytes_max));
+        }
+        let body = request.into_body().collect(self.body_bytes_max).await?;
         progress.end();
         let answer = onnx.infer(body).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))?;
         let mut response = Response::new(answer);
@@ -142,12 +225,18 @@ impl Gateway {
 
     /// An answer that is still arriving. If it breaks off, that counts.
     fn watched(&self, chosen: &Chosen<'_>, response: Response<Download>) -> Response<Body> {
+        // What has been counted as bad by its head is not bad a second time.
         let counted_bad = response.status().is_server_error();
         let (stats, randomised, started) = (Arc::clone(&chosen.serving.stats), chosen.randomised(), self.started);
+        let part = chosen.part.clone();
         response.map(|download| {
             Body::from(download.on_break(move || {
                 if !counted_bad {
-                    stats.broke(Time(started.elapsed().as_micros() as u64), randomised);
+                    let now = Time(started.elapsed().as_micros() as u64);
+                    stats.broke(now, randomised);
+                    if let Some(part) = part {
+                        part.bad(now);
+                    }
                 }
             }))
         })
@@ -161,12 +250,27 @@ struct Chosen<'s> {
     serving: &'s Serving,
     variant: Variant,
     reason: Reason,
+    /// Its part in the trial of the route's canary, if it has one.
+    part: Option<Part>,
 }
 
 impl Chosen<'_> {
     /// Only these are evidence for the gate.
     fn randomised(&self) -> bool {
-        self.reason == Reason::Split
+        matches!(self.reason, Reason::Split | Reason::Sticky)
+    }
+
+    /// Whether stable may be asked after the canary has failed. Who asked for the canary wants to see how it does.
+    fn may_be_shielded(&self) -> bool {
+        self.variant == Variant::Canary && self.randomised() && self.route.shield && self.route.stable.held.backend().is_some()
+    }
+
+    /// Whether the canary gave no answer, or a 5xx.
+    fn has_failed(&self, answered: &Result<Response<Body>, Refusal>) -> bool {
+        match answered {
+            Ok(response) => response.status().is_server_error(),
+            Err(refusal) => refusal.bad.is_some(),
+        }
     }
 
     fn who(&self) -> String {
@@ -211,60 +315,31 @@ fn fits(headers: &HeaderMap, limit: usize) -> bool {
     announced.is_none_or(|announced| announced <= limit as u64)
 }
 
-/// A body that has arrived, or broken off.
-struct Gathered(Option<Result<Bytes, BoxError>>);
-
-impl HttpBody for Gathered {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Poll::Ready(self.0.take().map(|body| body.map(Frame::data)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Some(Ok(body)) => SizeHint::with_exact(body.len() as u64),
-            Some(Err(_)) => SizeHint::default(),
-            None => SizeHint::with_exact(0),
-        }
-    }
+/// The same request once more, if it is an inference and all of its body is in memory.
+fn repeatable(request: &Request<Payload>) -> Option<Request<Bytes>> {
+    let body = request.body().whole().filter(|_| request.method() == Method::POST)?;
+    let mut again = Request::new(body);
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.headers_mut() = request.headers().clone();
+    Some(again)
 }
 
-async fn collect<B>(request: Request<B>, limit: usize) -> Result<Bytes, Refusal>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
-    if !fits(request.headers(), limit) {
-        return Err(Refusal::too_large(limit));
-    }
-    match Limited::new(request.into_body(), limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Refusal::too_large(limit)),
-        Err(error) => Err(Refusal::of_caller(StatusCode::BAD_REQUEST, "body_incomplete", format!("the request's body broke off: {error}"))),
+fn name_request(headers: &mut HeaderMap, request_id: &str) {
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
     }
 }
 
 /// Has a model server answer.
-async fn forward<B>(
+async fn forward(
     upstream: &Arc<Upstream>,
     chosen: &Chosen<'_>,
-    mut request: Request<B>,
+    mut request: Request<Payload>,
     request_id: &str,
     progress: &Arc<Progress>,
-) -> Result<Response<Download>, Refusal>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        request.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
-    }
-    let forwarded = upstream.forward(request, Arc::clone(progress)).await;
+) -> Result<Response<Download>, Refusal> {
+    name_request(request.headers_mut(), request_id);
+    let forwarded = upstream.forward(request, Arc::clone(progress), false).await;
     forwarded.map_err(|error| Refusal::of_upstream(&error, &chosen.who()))
 }

@@ -21,21 +21,29 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// How it counts against the model, if the model is to blame.
     pub(crate) bad: Option<Bad>,
+    /// There was no connection to the model, or it ended before an answer.
+    pub(crate) unreached: bool,
 }
 
 impl Refusal {
     /// The caller's to correct.
     pub(crate) fn of_caller(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { status, code, message: message.into(), bad: None }
+        Refusal { status, code, message: message.into(), bad: None, unreached: false }
     }
 
     fn of_model(status: StatusCode, code: &'static str, message: String, bad: Bad) -> Refusal {
-        Refusal { status, code, message, bad: Some(bad) }
+        Refusal { status, code, message, bad: Some(bad), unreached: false }
     }
 
     /// The model is not there.
     pub(crate) fn not_loaded(why: String) -> Refusal {
         Refusal::of_model(StatusCode::SERVICE_UNAVAILABLE, "model_not_loaded", why, Bad::ServerError)
+    }
+
+    /// The drill `fail-canary`.
+    pub(crate) fn drill(who: &str) -> Refusal {
+        let message = format!("{who}: this is a drill: the node was started with --fault fail-canary");
+        Refusal::of_model(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message, Bad::ServerError)
     }
 
     pub(crate) fn too_large(limit: usize) -> Refusal {
@@ -68,7 +76,8 @@ impl Refusal {
             CallerGone => (StatusCode::BAD_REQUEST, "body_incomplete", None),
         };
         let message = if bad.is_some() { format!("{who}: model server {error}") } else { error.to_string() };
-        Refusal { status, code, message, bad }
+        let unreached = matches!(error, Connect(..) | HungUp(..) | ConnectTimeout(..));
+        Refusal { status, code, message, bad, unreached }
     }
 
     /// The answer: the house's error form, and V2's `error` beside it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::core::gate::GateLimits;
+use crate::core::gate::Gate;
 use crate::core::ids::{RouteName, Time};
 use crate::core::io::Applied;
 use crate::core::state::{Model, Weights};
@@ -13,6 +13,12 @@ use crate::gateway::backend::Backend;
 use crate::gateway::models::Held;
 use crate::gateway::split::{Offer, Variant};
 use crate::gateway::stats::VariantStats;
+use crate::gateway::sticky::KeySource;
+use crate::gateway::trial::OnTrial;
+
+/// Largest body of a request for a model server that is waited for, so that it can be sent twice: to stable after the canary has failed, or to
+/// the canary as a copy. In bytes; larger ones stream.
+pub const SHIELD_BODY_BYTES_MAX: usize = 1 << 20;
 
 /// The routing state as the gateway uses it.
 pub(crate) struct Snapshot {
@@ -26,11 +32,30 @@ pub(crate) struct Snapshot {
 /// One route.
 pub(crate) struct RouteSnapshot {
     pub(crate) weights: Weights,
-    pub(crate) gate: GateLimits,
+    pub(crate) gate: Gate,
     pub(crate) stable: Serving,
     pub(crate) canary: Option<Serving>,
+    /// What is counted of the canary; there is one if there is a canary.
+    pub(crate) trial: Option<OnTrial>,
+    /// Salts the sticky keys.
+    pub(crate) salt: u64,
+    /// Where a key is found besides the caller's own header.
+    pub(crate) key_source: Option<KeySource>,
+    /// Stable is asked where the canary fails.
+    pub(crate) shield: bool,
+    /// Share of stable's requests that the canary gets a copy of, in basis points.
+    pub(crate) mirror_bp: u16,
     /// The stable model before the last promotion: held, so that going back needs no loading.
     pub(crate) previous_stable: Option<Arc<Held>>,
+}
+
+/// How a body is waited for: up to this many bytes.
+#[derive(Clone, Copy)]
+pub(crate) enum Gather {
+    /// A larger one is refused.
+    All(usize),
+    /// A larger one is passed on as it comes.
+    Small(usize),
 }
 
 /// One variant: a model, and the numbers of that model in this place.
@@ -62,6 +87,17 @@ impl RouteSnapshot {
         let is_onnx = |backend: &Arc<Backend>| matches!(**backend, Backend::Onnx(_));
         let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
         self.stable.held.backend().is_some_and(is_onnx) && canary.is_none_or(is_onnx)
+    }
+
+    /// How much of a request's body has to be there before the request is given to a model, in bytes.
+    pub(crate) fn gathers(&self, body_bytes_max: usize) -> Option<Gather> {
+        // To shield it, or to mirror it, a body has to be there twice.
+        let twice = (self.shield && self.weights.canary > 0) || self.mirror_bp > 0;
+        match self.is_in_process() {
+            // Models in the process need all of it anyway.
+            true => Some(Gather::All(body_bytes_max)),
+            false => (twice && self.canary.is_some()).then_some(Gather::Small(SHIELD_BODY_BYTES_MAX)),
+        }
     }
 
     pub(crate) fn serving(&self, variant: Variant) -> &Serving {

@@ -40,9 +40,11 @@ impl fmt::Display for Variant {
 pub enum Reason {
     /// The weights, by chance.
     Split,
+    /// The weights, by the caller's sticky key.
+    Sticky,
     /// The caller asked for it.
     Override,
-    /// The canary was chosen, but this node has not loaded it.
+    /// The canary was chosen, but this node has not loaded it, cannot reach it, or has asked stable after it had failed.
     Fallback,
     /// This node holds no lease, so it serves no canary.
     LeaseExpired,
@@ -53,6 +55,7 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::Split => "split",
+            Reason::Sticky => "sticky",
             Reason::Override => "override",
             Reason::Fallback => "fallback",
             Reason::LeaseExpired => "lease-expired",
@@ -72,19 +75,27 @@ pub(crate) struct Offer {
 }
 
 impl Offer {
-    /// Chooses. `draw` gives a number below 10,000, each equally likely; it is asked only where chance decides. `clock` is asked last,
+    /// Chooses. `draw` gives a number below 10,000, each equally likely, and the reason that it stands for: chance, or a sticky key; it is
+    /// asked only where the weights decide. `clock` is asked last,
     /// and only where a canary would be chosen: a process that was suspended wakes up with a lease that is over, and nobody has told it.
     ///
     /// Where stable is drawn without a lease the answer would have been the same with one. It is called `lease-expired` all the same
     /// as soon as the lease is known to be over, so that such a node's answers say so whatever the weights are.
-    pub(crate) fn choose(self, asked: Option<Variant>, draw: impl FnOnce() -> u16, clock: impl FnOnce() -> Time) -> (Variant, Reason) {
+    pub(crate) fn choose(
+        self,
+        asked: Option<Variant>,
+        draw: impl FnOnce() -> (u16, Reason),
+        clock: impl FnOnce() -> Time,
+    ) -> (Variant, Reason) {
         let to_canary = match asked {
             Some(Variant::Stable) => return (Variant::Stable, Reason::Override),
             Some(Variant::Canary) if self.canary_loaded.is_some() => Reason::Override,
             _ if self.weights.canary == 0 => return (Variant::Stable, Reason::Split),
-            _ if draw() < self.weights.canary => Reason::Split,
-            _ if self.lease_until == Time(0) => return (Variant::Stable, Reason::LeaseExpired),
-            _ => return (Variant::Stable, Reason::Split),
+            _ => match draw() {
+                (drawn, reason) if drawn < self.weights.canary => reason,
+                _ if self.lease_until == Time(0) => return (Variant::Stable, Reason::LeaseExpired),
+                (_, reason) => return (Variant::Stable, reason),
+            },
         };
         match self.canary_loaded {
             _ if clock() >= self.lease_until => (Variant::Stable, Reason::LeaseExpired),
@@ -107,6 +118,10 @@ mod tests {
         Time(9)
     }
 
+    fn by_chance(draw: u16) -> (u16, Reason) {
+        (draw, Reason::Split)
+    }
+
     fn unread() -> Time {
         panic!("the clock is read only for a canary")
     }
@@ -114,7 +129,7 @@ mod tests {
     #[test]
     fn of_all_draws_exactly_the_weight_goes_to_the_canary() {
         for weight in [0, 1, 1_000, 5_000, 9_999, WEIGHT_WHOLE_BP] {
-            let to_canary = |draw: &u16| offer(weight).choose(None, || *draw, leased) == (Variant::Canary, Reason::Split);
+            let to_canary = |draw: &u16| offer(weight).choose(None, || by_chance(*draw), leased) == (Variant::Canary, Reason::Split);
             assert_eq!((0..WEIGHT_WHOLE_BP).filter(to_canary).count(), usize::from(weight));
         }
     }
@@ -126,7 +141,7 @@ mod tests {
             std::iter::repeat_with(move || rng.u16(..WEIGHT_WHOLE_BP)).take(100_000)
         };
         let below = seeded().filter(|draw| *draw < 1_000).count();
-        let chosen = seeded().filter(|draw| offer(1_000).choose(None, || *draw, leased).0 == Variant::Canary).count();
+        let chosen = seeded().filter(|draw| offer(1_000).choose(None, || by_chance(*draw), leased).0 == Variant::Canary).count();
         assert_eq!(chosen, below);
         assert!((9_700..=10_300).contains(&chosen), "{chosen} of 100,000 at 10 %: more than three standard deviations off");
     }
@@ -141,28 +156,36 @@ mod tests {
     }
 
     #[test]
+    fn a_sticky_key_decides_like_chance_and_says_so() {
+        let keyed = |bucket| offer(1_000).choose(None, || (bucket, Reason::Sticky), leased);
+        assert_eq!([keyed(999), keyed(1_000)], [(Variant::Canary, Reason::Sticky), (Variant::Stable, Reason::Sticky)]);
+        let nothing_to_decide = || panic!("no share, no draw");
+        assert_eq!(offer(0).choose(None, nothing_to_decide, unread), (Variant::Stable, Reason::Split));
+    }
+
+    #[test]
     fn a_canary_that_is_not_loaded_is_never_served() {
         let not_loaded = Offer { canary_loaded: Some(false), ..offer(10_000) };
         for asked in [None, Some(Variant::Canary)] {
-            assert_eq!(not_loaded.choose(asked, || 0, leased), (Variant::Stable, Reason::Fallback));
+            assert_eq!(not_loaded.choose(asked, || by_chance(0), leased), (Variant::Stable, Reason::Fallback));
         }
     }
 
     #[test]
     fn from_the_last_moment_of_the_lease_on_no_canary_is_served() {
         for asked in [None, Some(Variant::Canary)] {
-            let at = |now| offer(5_000).choose(asked, || 0, || Time(now)).0;
+            let at = |now| offer(5_000).choose(asked, || by_chance(0), || Time(now)).0;
             assert_eq!([8, 9, 10, 11].map(at), [Variant::Canary, Variant::Canary, Variant::Stable, Variant::Stable]);
-            assert_eq!(offer(5_000).choose(asked, || 0, || Time(10)).1, Reason::LeaseExpired);
+            assert_eq!(offer(5_000).choose(asked, || by_chance(0), || Time(10)).1, Reason::LeaseExpired);
         }
     }
 
     #[test]
     fn stable_pays_no_clock_and_says_lease_expired_where_a_canary_would_be_drawn_and_the_lease_is_known_to_be_over() {
         let over = |weight| Offer { lease_until: Time(0), ..offer(weight) };
-        assert_eq!(offer(5_000).choose(None, || 5_000, unread), (Variant::Stable, Reason::Split));
-        assert_eq!(over(5_000).choose(None, || 5_000, unread), (Variant::Stable, Reason::LeaseExpired));
-        assert_eq!(over(0).choose(None, || 0, unread), (Variant::Stable, Reason::Split));
-        assert_eq!(over(5_000).choose(Some(Variant::Stable), || 0, unread), (Variant::Stable, Reason::Override));
+        assert_eq!(offer(5_000).choose(None, || by_chance(5_000), unread), (Variant::Stable, Reason::Split));
+        assert_eq!(over(5_000).choose(None, || by_chance(5_000), unread), (Variant::Stable, Reason::LeaseExpired));
+        assert_eq!(over(0).choose(None, || by_chance(0), unread), (Variant::Stable, Reason::Split));
+        assert_eq!(over(5_000).choose(Some(Variant::Stable), || by_chance(0), unread), (Variant::Stable, Reason::Override));
     }
 }

@@ -14,6 +14,16 @@ use crate::gateway::split::Variant;
 pub const WINDOW_SLOT_MS: u64 = 10_000;
 /// Slots of a window: together they are the last minute.
 pub const WINDOW_SLOTS: u64 = 6;
+/// How long one slot of stable's last hour takes in latencies, in milliseconds.
+pub const LATENCY_SLOT_MS: u64 = 600_000;
+/// Slots of that hour.
+pub const LATENCY_SLOTS: u64 = 6;
+/// Requests that stable must have answered within the hour before its own latency tells what is slow.
+pub const LATENCY_REQUESTS_MIN: u64 = 1_000;
+/// Below this nothing is slow by stable's own latency, in milliseconds: such differences are the machine's, not the model's.
+pub const LATENCY_MS_FLOOR: u64 = 5;
+/// How long stable's own latency, once reckoned, is what requests are held against, in milliseconds.
+pub const LATENCY_RECKONED_MS: u64 = 1_000;
 /// Upper bounds of the latency buckets of the totals, in microseconds. One more bucket takes what is above.
 pub const LATENCY_BUCKETS_US: [u64; 14] =
     [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 2_500_000, 10_000_000];
@@ -57,20 +67,53 @@ impl Bad {
 #[derive(Debug)]
 pub(crate) struct VariantStats {
     window: Mutex<Window>,
+    /// Of the answers of the last hour, for the stable model only.
+    hour: Option<Mutex<Hour>>,
+    /// What `hour` came to when it was last asked, in microseconds.
+    slow_us: AtomicU64,
+    /// When it is asked again, in microseconds.
+    slow_due_us: AtomicU64,
     totals: Arc<Totals>,
 }
 
 impl VariantStats {
-    pub(crate) fn new(totals: Arc<Totals>) -> VariantStats {
-        VariantStats { window: Mutex::default(), totals }
+    pub(crate) fn new(variant: Variant, totals: Arc<Totals>) -> VariantStats {
+        let hour = (variant == Variant::Stable).then(Mutex::default);
+        let (slow_us, slow_due_us) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
+        VariantStats { window: Mutex::default(), hour, slow_us, slow_due_us, totals }
     }
 
-    /// Counts an answered request. `randomised` says that the split chose by chance: only those are evidence.
+    /// Counts an answered request. `randomised` says that chance or a sticky key chose: only those are evidence.
     pub(crate) fn answered(&self, now: Time, latency_us: u64, bad: Option<Bad>, randomised: bool) {
         self.totals.answered(latency_us, bad);
         if randomised {
             self.window().answered(now, latency_us, bad.is_some());
         }
+    }
+
+    /// Remembers how long a success took, for [`VariantStats::slow_us`].
+    pub(crate) fn succeeded(&self, now: Time, latency_us: u64) {
+        if let Some(hour) = &self.hour {
+            hour.lock().unwrap_or_else(PoisonError::into_inner).succeeded(now, latency_us);
+        }
+    }
+
+    /// Above this a request is slow by this model's own 99th percentile of the last hour, in microseconds. Nothing is while it has had too
+    /// few requests; after a promotion that begins anew, with the model's numbers in its new place.
+    pub(crate) fn slow_us(&self, now: Time) -> u64 {
+        let due = self.slow_due_us.load(Relaxed);
+        let next = now.0.saturating_add(LATENCY_RECKONED_MS * 1_000);
+        // Whoever sets the next moment reckons; all others go by what there is.
+        if now.0 >= due && self.slow_due_us.compare_exchange(due, next, Relaxed, Relaxed).is_ok() {
+            let p99 = self.hour.as_ref().and_then(|hour| hour.lock().unwrap_or_else(PoisonError::into_inner).p99_us(now));
+            self.slow_us.store(p99.map_or(u64::MAX, |us| us.max(LATENCY_MS_FLOOR * 1_000)), Relaxed);
+        }
+        self.slow_us.load(Relaxed)
+    }
+
+    /// Counts a request that the canary failed on, and that stable was asked instead.
+    pub(crate) fn shielded(&self) {
+        self.totals.shielded.fetch_add(1, Relaxed);
     }
 
     /// Counts a request that no model was asked, because it was wrong.
@@ -164,11 +207,51 @@ impl Slot {
     }
 }
 
+/// How long the successes of the last hour took.
+#[derive(Default, Debug)]
+struct Hour {
+    slots: VecDeque<(u64, Histogram<u32>)>,
+}
+
+impl Hour {
+    fn forget_before(&mut self, index: u64) {
+        while self.slots.front().is_some_and(|(oldest, _)| oldest + LATENCY_SLOTS <= index) {
+            self.slots.pop_front();
+        }
+    }
+
+    fn succeeded(&mut self, now: Time, latency_us: u64) {
+        let index = Hour::index_of(now);
+        self.forget_before(index);
+        if self.slots.back().is_none_or(|(newest, _)| *newest < index) {
+            self.slots.push_back((index, histogram()));
+        }
+        if let Some((_, latency)) = self.slots.back_mut() {
+            // It grows by itself, so there is nothing to fail.
+            let _ = latency.record(latency_us.min(LATENCY_US_MAX));
+        }
+    }
+
+    fn p99_us(&mut self, now: Time) -> Option<u64> {
+        self.forget_before(Hour::index_of(now));
+        let mut latency = histogram();
+        for (_, slot) in &self.slots {
+            let _ = latency.add(slot);
+        }
+        (latency.len() >= LATENCY_REQUESTS_MIN).then(|| latency.value_at_quantile(0.99))
+    }
+
+    fn index_of(now: Time) -> u64 {
+        now.0 / (LATENCY_SLOT_MS * 1_000)
+    }
+}
+
 /// Counts since the start of the process. Only ever grow.
 #[derive(Default, Debug)]
 pub(crate) struct Totals {
     requests: AtomicU64,
     refused: AtomicU64,
+    shielded: AtomicU64,
     bad: [AtomicU64; Bad::ALL.len()],
     latency_us_sum: AtomicU64,
     buckets: [AtomicU64; LATENCY_BUCKETS_US.len() + 1],
@@ -206,6 +289,7 @@ impl Totals {
             model: model.clone(),
             requests: self.requests.load(Relaxed),
             refused: self.refused.load(Relaxed),
+            shielded: self.shielded.load(Relaxed),
             bad: Bad::ALL.into_iter().zip(self.bad.iter().map(|count| count.load(Relaxed))).collect(),
             latency_us_sum: self.latency_us_sum.load(Relaxed),
             latency_buckets,
@@ -226,6 +310,8 @@ pub struct VariantTotals {
     pub requests: u64,
     /// Requests that did not reach it, because they were wrong: answered 4xx by the gateway itself. Not among `requests`.
     pub refused: u64,
+    /// Requests that this model failed on as the canary, and that stable was asked instead.
+    pub shielded: u64,
     /// Of the requests those that were bad, by kind; every kind is listed.
     pub bad: Vec<(Bad, u64)>,
     /// The sum of all latencies, in microseconds.
@@ -245,7 +331,7 @@ mod tests {
     }
 
     fn stats() -> VariantStats {
-        VariantStats::new(Arc::default())
+        VariantStats::new(Variant::Stable, Arc::default())
     }
 
     #[test]
@@ -278,7 +364,7 @@ mod tests {
     #[test]
     fn only_what_chance_decided_is_evidence_and_everything_is_in_the_totals() {
         let totals = Arc::new(Totals::default());
-        let stats = VariantStats::new(Arc::clone(&totals));
+        let stats = VariantStats::new(Variant::Canary, Arc::clone(&totals));
         stats.answered(at(0), 80, None, true);
         stats.answered(at(0), 300, Some(Bad::Slow), false);
         stats.answered(at(0), 20_000_000, None, true);
@@ -291,6 +377,43 @@ mod tests {
         let bad: Vec<u64> = totals.bad.iter().map(|(_, count)| *count).collect();
         assert_eq!(bad, [0, 0, 0, 1, 1]);
         assert_eq!(totals.latency_buckets, [1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 3]);
+    }
+
+    fn succeeded(stats: &VariantStats, second: u64, count: u64, latency_us: u64) {
+        for _ in 0..count {
+            stats.succeeded(at(second), latency_us);
+        }
+    }
+
+    #[test]
+    fn nothing_is_slow_before_stable_has_had_a_thousand_requests_in_the_hour() {
+        let stats = stats();
+        succeeded(&stats, 0, LATENCY_REQUESTS_MIN - 1, 100_000);
+        assert_eq!(stats.slow_us(at(1)), u64::MAX);
+        succeeded(&stats, 1, 1, 100_000);
+        assert_eq!(stats.slow_us(at(1)), u64::MAX, "it is reckoned once a second at most");
+        let slow = stats.slow_us(at(2));
+        assert!((100_000..=101_000).contains(&slow), "{slow}");
+        assert_eq!(stats.slow_us(at(3_600)), u64::MAX, "the hour is over");
+    }
+
+    #[test]
+    fn what_is_slow_is_stables_own_99th_percentile_and_never_below_the_floor() {
+        let stats = stats();
+        succeeded(&stats, 0, 2_000, 200);
+        assert_eq!(stats.slow_us(at(1)), LATENCY_MS_FLOOR * 1_000);
+        succeeded(&stats, 700, 10, 80_000);
+        assert_eq!(stats.slow_us(at(701)), LATENCY_MS_FLOOR * 1_000, "10 of 2,010 are less than one in a hundred");
+        succeeded(&stats, 1_400, 20, 80_000);
+        let slow = stats.slow_us(at(1_401));
+        assert!((80_000..=81_000).contains(&slow), "{slow}");
+    }
+
+    #[test]
+    fn a_canarys_own_latency_tells_nothing() {
+        let stats = VariantStats::new(Variant::Canary, Arc::default());
+        succeeded(&stats, 0, 2_000, 200);
+        assert_eq!(stats.slow_us(at(1)), u64::MAX);
     }
 
     #[test]

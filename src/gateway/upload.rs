@@ -6,29 +6,22 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body, Frame, SizeHint};
 
-/// Any error of a body.
-pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use crate::gateway::payload::{BoxError, Payload};
 
 /// A body that is passed on frame by frame, and notes when it moves.
 pub(crate) struct Upload {
-    body: UnsyncBoxBody<Bytes, BoxError>,
+    body: Payload,
     progress: Arc<Progress>,
 }
 
 impl Upload {
-    pub(crate) fn new<B>(body: B, progress: Arc<Progress>) -> Upload
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    pub(crate) fn new(body: Payload, progress: Arc<Progress>) -> Upload {
         if body.is_end_stream() {
             progress.note(Event::Ended);
         }
-        Upload { body: body.map_err(Into::into).boxed_unsync(), progress }
+        Upload { body, progress }
     }
 }
 

@@ -9,20 +9,20 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use futures::future::{Either, select};
-use http::header::{HOST, HeaderValue};
+use http::header::{HOST, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::Empty;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 
-use crate::api::VARIANT_HEADER;
+use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
 use crate::gateway::headers::remove_hop_by_hop;
 use crate::gateway::net::Net;
-use crate::gateway::upload::{BoxError, Progress, Upload};
+use crate::gateway::payload::Payload;
+use crate::gateway::upload::{Progress, Upload};
 
 /// Time to connect to a model server, in milliseconds; less where its own `timeout_ms` is less.
 pub const UPSTREAM_CONNECT_MS_MAX: u64 = 5_000;
@@ -129,20 +129,23 @@ impl Upstream {
         Arc::new(Upstream { address, timeout, net, idle: Mutex::default(), in_flight: AtomicUsize::new(0) })
     }
 
-    /// Passes a request on and gives back the answer as soon as its head is there. Both bodies are passed on as they come.
-    pub(crate) async fn forward<B>(
+    /// Passes a request on and gives back the answer as soon as its head is there. Both bodies are passed on as they come. `mirrored`
+    /// tells the server that nobody waits for the answer.
+    pub(crate) async fn forward(
         self: &Arc<Self>,
-        request: Request<B>,
+        request: Request<Payload>,
         progress: Arc<Progress>,
-    ) -> Result<Response<Download>, UpstreamError>
-    where
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+        mirrored: bool,
+    ) -> Result<Response<Download>, UpstreamError> {
         let (mut parts, body) = request.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         // An order to this node, not to the next.
         parts.headers.remove(VARIANT_HEADER);
+        // Only this node says so, and no caller in its name.
+        parts.headers.remove(MIRROR_HEADER);
+        if mirrored {
+            parts.headers.insert(HeaderName::from_static(MIRROR_HEADER), HeaderValue::from_static("1"));
+        }
         let uri = self.target(&parts.uri);
         let mut request = Request::new(Upload::new(body, Arc::clone(&progress)));
         *request.method_mut() = parts.method;
@@ -153,7 +156,7 @@ impl Upstream {
     /// Asks whether the server is there and ready. One that does not know the question is taken to be ready.
     pub(crate) async fn warm_up(self: &Arc<Self>) -> Result<(), String> {
         let progress = Progress::new();
-        let mut request = Request::new(Upload::new(Empty::new(), Arc::clone(&progress)));
+        let mut request = Request::new(Upload::new(Payload::from(Bytes::new()), Arc::clone(&progress)));
         *request.method_mut() = Method::GET;
         let limit = self.timeout.min(Duration::from_millis(UPSTREAM_READY_MS_MAX));
         match self.send(request, PathAndQuery::from_static(READY_PATH), progress, limit).await {
@@ -195,7 +198,7 @@ impl Upstream {
                     let (mut parts, incoming) = response.into_parts();
                     remove_hop_by_hop(&mut parts.headers);
                     let sender = Some(sender);
-                    let download = Download { incoming, sender, permit, progress, silence: None, ended: false, on_break: None };
+                    let download = Download { incoming, sender, permit, progress, silence: None, ended: false, on_break: None, tee: None };
                     return Ok(Response::from_parts(parts, download));
                 }
                 // The server closed this connection while it was idle. Nothing of the request was sent: once more, on a new one.
@@ -348,6 +351,14 @@ pub(crate) struct Download {
     silence: Option<Timer>,
     ended: bool,
     on_break: Option<Box<dyn FnOnce() + Send>>,
+    tee: Option<Tee>,
+}
+
+/// Keeps what passes by, up to a limit.
+struct Tee {
+    kept: BytesMut,
+    bytes_max: usize,
+    then: Box<dyn FnOnce(Option<Bytes>) + Send>,
 }
 
 impl Download {
@@ -357,8 +368,31 @@ impl Download {
         self
     }
 
+    /// Hands on all of the body as soon as it has passed, or nothing as soon as there is too much of it. If it breaks off, or nobody wants
+    /// the rest, `then` is dropped.
+    pub(crate) fn tee(mut self, bytes_max: usize, then: impl FnOnce(Option<Bytes>) + Send + 'static) -> Download {
+        self.tee = Some(Tee { kept: BytesMut::new(), bytes_max, then: Box::new(then) });
+        self
+    }
+
+    fn passes(&mut self, data: &Bytes) {
+        let Some(mut tee) = self.tee.take() else { return };
+        if tee.kept.len().saturating_add(data.len()) > tee.bytes_max {
+            (tee.then)(None);
+            return;
+        }
+        tee.kept.extend_from_slice(data);
+        self.tee = Some(tee);
+    }
+
+    fn passed(&mut self) {
+        if let Some(tee) = self.tee.take() {
+            (tee.then)(Some(tee.kept.freeze()));
+        }
+    }
+
     fn broke(&mut self, error: StreamError) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        self.sender = None;
+        (self.sender, self.tee) = (None, None);
         if let Some(then) = self.on_break.take() {
             then();
         }
@@ -379,10 +413,18 @@ impl Body for Download {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silence = None;
+                if let Some(data) = frame.data_ref() {
+                    self.passes(data);
+                }
+                // Who reads it need not ask again when its length is reached.
+                if self.incoming.is_end_stream() {
+                    self.passed();
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
                 self.ended = true;
+                self.passed();
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {

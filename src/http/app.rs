@@ -10,8 +10,8 @@ use tide::http::headers::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use tide::{Body, Endpoint, Middleware, Next, Request, Response, StatusCode};
 
 use super::request_id::{self, REQUEST_ID_HEADER};
-use super::resources::{health, history, index, members, metrics, openapi, peers, rollouts, routing, transactions};
-use super::{Control, Counters, Refusal};
+use super::resources::{events, health, history, index, members, metrics, openapi, peers, rollouts, routing, transactions};
+use super::{Control, Counters, Refusal, RolloutAction};
 
 /// What the caller of a request is told whose handler panicked.
 pub(super) const PANICKED: &str = "the request's handler failed; the node goes on. Its events have the details under this request_id";
@@ -55,11 +55,19 @@ pub(super) fn routes(control: Arc<dyn Control>, counters: Arc<Counters>) -> Rout
         .post("/members", members::change)
         .get("/snapshot", members::snapshot)
         .get("/history", history::list)
+        .get("/events", events::stream)
         .post("/transactions", transactions::propose)
         .get("/transactions/:txid", transactions::show)
         .post("/rollback", transactions::rollback)
         .get("/rollouts", rollouts::list)
-        .get("/rollouts/:id", rollouts::show);
+        .post("/rollouts", rollouts::start)
+        .get("/rollouts/:id", rollouts::show)
+        .post("/rollouts/undo", rollouts::undo)
+        .post("/rollouts/:id/pause", |request| rollouts::act(request, RolloutAction::Pause))
+        .post("/rollouts/:id/resume", |request| rollouts::act(request, RolloutAction::Resume))
+        .post("/rollouts/:id/promote", |request| rollouts::act(request, RolloutAction::Promote))
+        .post("/rollouts/:id/abort", |request| rollouts::act(request, RolloutAction::Abort))
+        .post("/rollouts/:id/retry", |request| rollouts::act(request, RolloutAction::Retry));
     routes
 }
 
@@ -104,7 +112,8 @@ impl Middleware<State> for Answers {
         } else if response.status() == StatusCode::NotFound && response.is_empty() == Some(true) {
             let sentence = format!(
                 "there is nothing at {path}; GET / lists what there is: predictions at POST /predict, the routing at GET /routing and \
-                 /routing/state, the node at GET /health, /peers and /history, changes at POST /transactions and /rollback"
+                 /routing/state, the node at GET /health, /peers and /history, changes at POST /transactions, /rollouts \
+                 and /rollback"
             );
             response = error_response(&Refusal::new(404, "not_found", sentence), &id)?;
         } else if response.status() == StatusCode::MethodNotAllowed {
@@ -182,6 +191,8 @@ mod tests {
             (Method::Delete, "/transactions/node-a-1-1", "GET, HEAD"),
             (Method::Put, "/", "GET, HEAD"),
             (Method::Delete, "/members", "GET, HEAD, POST"),
+            (Method::Post, "/rollouts/r7", "GET, HEAD"),
+            (Method::Get, "/rollouts/r7/pause", "POST"),
         ] {
             let answer = answer(method, path);
             assert_eq!((answer.status, answer.header("allow")), (405, Some(allow)), "{method} {path}");

@@ -1,12 +1,22 @@
 //! From hyper's request to tide's and back.
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
 use bytes::Bytes;
+use futures::AsyncBufRead;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use hyper::body::{Body as HttpBody, Frame};
 use tide::http::{Method, Url};
 
 use super::app::State;
+use super::connection::Endless;
 use super::{Body, Refusal};
+
+/// Longest piece in which a streamed body is passed on, in bytes.
+const PIECE_BYTES_MAX: usize = 16 * 1024;
 
 /// Lets tide answer. Refused is what tide's types cannot hold: they panic on it.
 pub(super) async fn through_tide(app: &tide::Server<State>, parts: Parts, body: Bytes) -> Result<http::Response<Body>, Refusal> {
@@ -38,11 +48,33 @@ fn request(parts: Parts, body: Bytes) -> Result<tide::http::Request, Refusal> {
 }
 
 async fn response(mut answer: tide::http::Response) -> Result<http::Response<Body>, Refusal> {
-    let body = answer.take_body().into_bytes().await.map_err(|e| internal(&e))?;
-    let mut response = http::Response::new(Body::from(body));
+    let body = answer.take_body();
+    let mut response = http::Response::default();
+    if body.len().is_some() {
+        *response.body_mut() = Body::from(body.into_bytes().await.map_err(|e| internal(&e))?);
+    } else {
+        // Everything that is short has a length; what has none goes out as it comes.
+        *response.body_mut() = Body::stream(Pieces(body));
+        response.extensions_mut().insert(Endless);
+    }
     *response.status_mut() = http::StatusCode::from_u16(answer.status().into()).map_err(|e| internal(&e))?;
     *response.headers_mut() = headers(&answer)?;
     Ok(response)
+}
+
+/// A body of tide's as hyper takes it, piece by piece.
+struct Pieces(tide::http::Body);
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let there = ready!(Pin::new(&mut self.0).poll_fill_buf(cx))?;
+        let piece = Bytes::copy_from_slice(there.get(..PIECE_BYTES_MAX).unwrap_or(there));
+        Pin::new(&mut self.0).consume(piece.len());
+        Poll::Ready((!piece.is_empty()).then(|| Ok(Frame::data(piece))))
+    }
 }
 
 fn headers(answer: &tide::http::Response) -> Result<HeaderMap, Refusal> {

@@ -10,8 +10,9 @@ use async_std::net::TcpStream;
 use async_std::{future, task};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderMap};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -210,8 +211,23 @@ impl Client {
         Ok(())
     }
 
-    /// Each turn either connects or sends.
+    /// Sends one request and gives back the answer as soon as its head is there, for whoever reads only the beginning of a body. The wait is
+    /// the caller's to bound, and the connection is not kept.
+    pub async fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, CallError> {
+        self.head(method, path, body).await.map(|(response, _)| response)
+    }
+
     async fn exchange(&mut self, method: Method, path: &str, body: Bytes) -> Result<Answer, CallError> {
+        let (response, connection) = self.head(method, path, body).await?;
+        let (head, body) = response.into_parts();
+        let lost = |error: Box<dyn std::error::Error + Send + Sync>| CallError::Lost { endpoint: self.endpoint(), why: error.to_string() };
+        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(lost)?;
+        self.connection = Some(connection);
+        Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
+    /// Each turn either connects or sends.
+    async fn head(&mut self, method: Method, path: &str, body: Bytes) -> Result<(Response<Incoming>, SendRequest<Full<Bytes>>), CallError> {
         let endpoint = self.endpoint();
         let lost = |why: String| CallError::Lost { endpoint: endpoint.clone(), why };
         let mut request = Request::builder().method(method).uri(path).header(HOST, endpoint.authority());
@@ -226,12 +242,7 @@ impl Client {
                 continue;
             };
             match connection.try_send_request(request).await {
-                Ok(response) => {
-                    let (head, body) = response.into_parts();
-                    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| lost(error.to_string()))?;
-                    self.connection = Some(connection);
-                    return Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() });
-                }
+                Ok(response) => return Ok((response, connection)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(lost(error.into_error().to_string())),

@@ -11,8 +11,10 @@ use tide::http::{Method, Url};
 
 use super::*;
 use crate::api::*;
-use crate::core::gate::{GateLimits, Verdict};
+use crate::core::gate::Tally;
+use crate::core::gate::{Gate, Verdict};
 use crate::core::ids::{Digest, DiskId, MeshId, ModelId, NodeId, StateHash};
+use crate::core::rollout::{ExternalGate, Number, OnInconclusive, Pause, Question};
 use crate::core::state::{Kind, RouteStatus, RoutingState};
 
 /// A control plane.
@@ -23,11 +25,19 @@ pub(crate) struct Fake {
     pub panics: bool,
     pub receipt: Result<Receipt, Refusal>,
     pub asked: Arc<Mutex<Vec<String>>>,
+    pub events: Arc<LiveEvents>,
 }
 
 impl Default for Fake {
     fn default() -> Self {
-        Fake { ready: true, leased: true, panics: false, receipt: Ok(receipt(Outcome::Committed, None)), asked: Arc::default() }
+        Fake {
+            ready: true,
+            leased: true,
+            panics: false,
+            receipt: Ok(receipt(Outcome::Committed, None)),
+            asked: Arc::default(),
+            events: LiveEvents::new(7),
+        }
     }
 }
 
@@ -57,10 +67,62 @@ pub(crate) fn receipt(outcome: Outcome, error_code: Option<&str>) -> Receipt {
     }
 }
 
+/// A receipt of `r7`; of none, where there is no commit.
+pub(crate) fn rollout_receipt(receipt: Receipt) -> RolloutReceipt {
+    RolloutReceipt { rollout: (receipt.outcome == Outcome::Committed).then_some(RolloutId(7)), receipt }
+}
+
+/// One rollout under way, with something in every field.
+pub(crate) fn rollouts() -> RolloutList {
+    let route = || RouteName::new("default").unwrap();
+    let pass = || GateView { verdict: Verdict::Pass, reason: "canary 0 bad of 412".into() };
+    let step = |percent: u16, pause| StepRequest { weight_percent: PercentBp(percent * 100), pause };
+    let gate = |name, question| ExternalGate { name: model(name), timeout_ms: 5_000, question };
+    let query = || Question::Prometheus {
+        url: "http://prometheus:9090".into(),
+        query: "errors".into(),
+        min: None,
+        max: Some(Number::try_from(0.5).unwrap()),
+    };
+    let rollout = RolloutView {
+        id: RolloutId(7),
+        status: RolloutStatus::Paused,
+        routes: [(route(), model("digits-v2"))].into(),
+        previous: [(route(), model("digits-v1"))].into(),
+        steps: vec![step(1, None), step(50, Some(Pause { for_ms: Some(60_000) })), step(100, Some(Pause { for_ms: None }))],
+        step: Some(1),
+        weight_percent: Some(PercentBp(5_000)),
+        reason: Some("somebody paused it".into()),
+        waits_for: Some("the end of its pause".into()),
+        driver: Some(node("node-a")),
+        bake_ms: 30_000,
+        bake_max_ms: 300_000,
+        on_inconclusive: OnInconclusive::Wait,
+        mirror_percent: PercentBp(500),
+        step_elapsed_ms: Some(12_000),
+        pause_left_ms: Some(48_000),
+        gate: Gate { latency_ms_max: Some(250), ..Gate::default() }.into(),
+        external: vec![
+            ExternalView { gate: gate("errors", query()), answer: Some(pass()) },
+            ExternalView { gate: gate("bell", Question::Webhook { url: "http://bell:80/ring".into() }), answer: None },
+        ],
+        fleet: [(route(), pass())].into(),
+        nodes: vec![NodeVerdict {
+            node: node("node-a"),
+            route: route(),
+            gate: pass(),
+            stable: Tally { requests: 1_904, bad: 3 },
+            canary: Tally { requests: 412, bad: 0 },
+        }],
+        txid: "node-a-1-6".parse().unwrap(),
+    };
+    RolloutList { node: node("node-a"), rollouts: vec![rollout] }
+}
+
 /// What a node that joins would begin with.
 pub(crate) fn snapshot() -> Snapshot {
     let mesh = MeshId::new("demo").unwrap();
-    let routes = [(RouteName::new("default").unwrap(), (model("digits-v1"), GateLimits::default()))];
+    let routes = [(RouteName::new("default").unwrap(), (model("digits-v1"), Gate::default()))];
     let state = RoutingState::genesis(&mesh, [node("node-a")], routes.into());
     Snapshot {
         mesh,
@@ -88,6 +150,7 @@ impl Control for Fake {
             previous_stable_model_id: None,
             weights: weights(10_000, 0),
             status: RouteStatus::Stable,
+            salt: "0123456789abcdef".to_owned(),
         };
         let canary = RouteView {
             canary_model_id: Some(model("digits-v2")),
@@ -174,6 +237,30 @@ impl Control for Fake {
         ready(self.receipt.clone()).boxed()
     }
 
+    fn rollouts(&self) -> BoxFuture<'_, RolloutList> {
+        ready(rollouts()).boxed()
+    }
+
+    fn start_rollout(&self, request: RolloutRequest) -> BoxFuture<'_, Result<RolloutReceipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("start {request:?}"));
+        ready(self.receipt.clone().map(rollout_receipt)).boxed()
+    }
+
+    fn act_on_rollout(
+        &self,
+        id: RolloutId,
+        action: RolloutAction,
+        request: RolloutActionRequest,
+    ) -> BoxFuture<'_, Result<RolloutReceipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("{id} {action:?} {request:?}"));
+        ready(self.receipt.clone().map(rollout_receipt)).boxed()
+    }
+
+    fn undo(&self, request: UndoRequest) -> BoxFuture<'_, Result<RolloutReceipt, Refusal>> {
+        self.asked.lock().unwrap().push(format!("undo {request:?}"));
+        ready(self.receipt.clone().map(rollout_receipt)).boxed()
+    }
+
     fn members(&self) -> BoxFuture<'_, Result<Members, Refusal>> {
         let member = MemberView {
             node: node("node-a"),
@@ -207,6 +294,10 @@ impl Control for Fake {
     fn snapshot(&self) -> BoxFuture<'_, Result<Snapshot, Refusal>> {
         let behind = || Refusal::new(503, "not_ready", "behind a majority by 2 slots");
         ready(self.ready.then(snapshot).ok_or_else(behind)).boxed()
+    }
+
+    fn events(&self) -> Arc<LiveEvents> {
+        self.events.clone()
     }
 
     fn metrics(&self) -> Vec<Metric> {

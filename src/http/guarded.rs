@@ -34,11 +34,13 @@ struct Told {
     refusal: Option<Refusal>,
     /// `None` while a request is being answered: its silence is not idleness.
     idle_since: Option<Instant>,
+    /// What is being answered has no end of its own.
+    endless: bool,
 }
 
 impl Exchange {
     pub(super) fn new() -> Exchange {
-        Exchange(Mutex::new(Told { refusal: None, idle_since: Some(Instant::now()) }))
+        Exchange(Mutex::new(Told { refusal: None, idle_since: Some(Instant::now()), endless: false }))
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -52,9 +54,20 @@ impl Exchange {
         told.refusal.take()
     }
 
+    /// Its answer has no end of its own.
+    pub(super) fn endless(&self) {
+        self.told().endless = true;
+    }
+
+    /// Whether what is being answered has no end of its own.
+    pub(super) fn is_endless(&self) -> bool {
+        self.told().endless
+    }
+
     /// Its answer is complete.
     pub(super) fn end(&self) {
-        self.told().idle_since = Some(Instant::now());
+        let mut told = self.told();
+        (told.idle_since, told.endless) = (Some(Instant::now()), false);
     }
 }
 

@@ -27,6 +27,18 @@ const OTHER_FILES: usize = 128;
 pub const TURNED_AWAY_MAX: usize = 64;
 /// How long a stopping front waits for the requests in flight, in milliseconds.
 pub const DRAIN_MS_MAX: u64 = 10_000;
+/// How long a stopping front waits, in milliseconds, for the caller of an answer without an end to take the rest of it.
+pub const STREAM_DRAIN_MS_MAX: u64 = 1_000;
+/// Streams of events at once: 503.
+pub const EVENT_STREAMS_MAX: usize = 64;
+/// Events that are kept for whoever comes back.
+pub const EVENTS_KEPT_MAX: usize = 1_024;
+/// Size of what is kept of them, in bytes.
+pub const EVENTS_KEPT_BYTES_MAX: usize = 1024 * 1024;
+/// Names of events that one stream can be of: 400.
+pub const EVENT_NAMES_MAX: usize = 32;
+/// From one ping of a stream to the next, in milliseconds. Shorter than what proxies take for silence, often 30 s.
+pub const PING_MS: u64 = 10_000;
 /// First pause after a failed accept, in milliseconds; it doubles up to [`ACCEPT_PAUSE_MS_MAX`].
 pub const ACCEPT_PAUSE_MS_MIN: u64 = 10;
 /// Longest pause after a failed accept, in milliseconds.
@@ -57,6 +69,8 @@ pub struct Limits {
     pub connections_max: usize,
     /// See [`DRAIN_MS_MAX`].
     pub drain_ms_max: u64,
+    /// See [`STREAM_DRAIN_MS_MAX`].
+    pub stream_drain_ms_max: u64,
 }
 
 impl Default for Limits {
@@ -73,6 +87,7 @@ impl Default for Limits {
             linger_ms_max: LINGER_MS_MAX,
             connections_max: CONNECTIONS_MAX,
             drain_ms_max: DRAIN_MS_MAX,
+            stream_drain_ms_max: STREAM_DRAIN_MS_MAX,
         }
     }
 }

@@ -25,6 +25,7 @@ mod front;
 pub(crate) mod fuzz;
 mod guarded;
 mod limits;
+mod live;
 mod metrics;
 mod request_id;
 mod resources;
@@ -32,10 +33,13 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 
 use crate::api;
 use crate::core::ids::{RouteName, Slot, TxId};
+use crate::core::rollout::RolloutId;
 
 pub use app::{State, app};
 pub use body::{Body, BodyError};
@@ -43,6 +47,7 @@ pub use connection::connection;
 pub use counters::Counters;
 pub use front::{Drained, Front};
 pub use limits::*;
+pub use live::LiveEvents;
 pub use metrics::{Histogram, METRICS_CONTENT_TYPE, Metric, Sample, Series, encode};
 pub use request_id::REQUEST_ID_HEADER;
 
@@ -64,14 +69,57 @@ pub trait Control: Send + Sync + 'static {
     fn propose(&self, request: api::TransactionRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
     /// Coordinates a `reduce` that takes canaries back.
     fn rollback(&self, request: api::RollbackRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
+    /// `GET /rollouts`, and what `GET /rollouts/{id}` is taken from.
+    fn rollouts(&self) -> BoxFuture<'_, api::RolloutList>;
+    /// Coordinates the start of a rollout.
+    fn start_rollout(&self, request: api::RolloutRequest) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>>;
+    /// Coordinates what somebody wants done to a rollout. The request has no field that means nothing to the action.
+    fn act_on_rollout(
+        &self,
+        id: RolloutId,
+        action: RolloutAction,
+        request: api::RolloutActionRequest,
+    ) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>>;
+    /// Coordinates a return to an earlier stable model.
+    fn undo(&self, request: api::UndoRequest) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>>;
     /// `GET /members`.
     fn members(&self) -> BoxFuture<'_, Result<api::Members, Refusal>>;
     /// Coordinates a `config` that adds or removes a member.
     fn change_members(&self, request: api::MembersRequest) -> BoxFuture<'_, Result<api::Receipt, Refusal>>;
     /// What a node begins with that joins.
     fn snapshot(&self) -> BoxFuture<'_, Result<api::Snapshot, Refusal>>;
+    /// What `GET /events` tells of.
+    fn events(&self) -> Arc<LiveEvents>;
     /// The node's numbers for `GET /metrics`; the front adds its own, which begin with `canary_mesh_http_`.
     fn metrics(&self) -> Vec<Metric>;
+}
+
+/// What is done to a rollout that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RolloutAction {
+    /// It stands still.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It goes to the next step at once, or is promoted whatever steps are left.
+    Promote,
+    /// It is taken back.
+    Abort,
+    /// The same once more, as a new rollout.
+    Retry,
+}
+
+impl RolloutAction {
+    /// Its word in paths and sentences.
+    pub fn word(self) -> &'static str {
+        match self {
+            RolloutAction::Pause => "pause",
+            RolloutAction::Resume => "resume",
+            RolloutAction::Promote => "promote",
+            RolloutAction::Abort => "abort",
+            RolloutAction::Retry => "retry",
+        }
+    }
 }
 
 /// The data plane.

@@ -31,7 +31,11 @@ struct Served {
 }
 
 fn serve(limits: Limits, predict: impl Predict) -> Served {
-    let front = Front::new(Arc::new(Fake::default()), Arc::new(predict), limits);
+    serve_with(Fake::default(), limits, predict)
+}
+
+fn serve_with(fake: Fake, limits: Limits, predict: impl Predict) -> Served {
+    let front = Front::new(Arc::new(fake), Arc::new(predict), limits);
     let listener = block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -92,10 +96,7 @@ impl Caller {
     }
 
     fn answer(&mut self) -> Answer {
-        let mut head = String::new();
-        while !head.ends_with("\r\n\r\n") {
-            assert_ne!(self.0.read_line(&mut head).unwrap(), 0, "closed within the head {head:?}");
-        }
+        let head = self.head();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
         let mut body = vec![0; length];
@@ -106,6 +107,35 @@ impl Caller {
     fn ask(&mut self, request: impl AsRef<[u8]>) -> Answer {
         self.send(request);
         self.answer()
+    }
+
+    /// The rest of a head whose body comes in chunks.
+    fn head(&mut self) -> String {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert_ne!(self.0.read_line(&mut head).unwrap(), 0, "closed within the head {head:?}");
+        }
+        head
+    }
+
+    /// One chunk; empty is the last.
+    fn chunk(&mut self) -> String {
+        let mut size = String::new();
+        self.0.read_line(&mut size).unwrap();
+        let mut chunk = vec![0; usize::from_str_radix(size.trim_end(), 16).unwrap_or_else(|_| panic!("no size: {size:?}")) + 2];
+        self.0.read_exact(&mut chunk).unwrap();
+        String::from_utf8(chunk).unwrap().strip_suffix("\r\n").unwrap().to_owned()
+    }
+
+    /// Chunks until what they say together ends with this.
+    fn chunks_until(&mut self, end: &str) -> String {
+        let mut text = String::new();
+        while !text.ends_with(end) {
+            let chunk = self.chunk();
+            assert!(!chunk.is_empty(), "ended without {end:?}: {text:?}");
+            text += &chunk;
+        }
+        text
     }
 
     /// Waits for the end; gives what came before it.
@@ -464,6 +494,77 @@ fn a_stop_does_not_wait_longer_than_the_drain_time() {
     served.stop();
     assert_eq!(block_on(served.ended), Drained { cut: 1 });
     assert_eq!(busy.rest(), "");
+}
+
+const GET_EVENTS: &str = "GET /events HTTP/1.1\r\nHost: h\r\n\r\n";
+
+#[test]
+fn events_are_streamed_as_they_happen_and_the_stream_ends_with_the_node() {
+    let fake = Fake::default();
+    let live = fake.events.clone();
+    let limits = Limits { idle_ms_max: 50, stall_ms_max: 50, ..Limits::default() };
+    let mut served = serve_with(fake, limits, echo());
+    let mut caller = served.connect();
+    caller.send(GET_EVENTS);
+    let head = caller.head();
+    for line in ["HTTP/1.1 200 ", "content-type: text/event-stream\r\n", "cache-control: no-store\r\n", "transfer-encoding: chunked\r\n"] {
+        assert!(head.contains(line), "{line:?} is not in {head:?}");
+    }
+    assert_eq!(caller.chunks_until("\n\n"), ": ping\nid: 0000000000000007-0\n\n", "before anything has happened");
+    // Longer than a silence is borne from a caller that has something to say.
+    std::thread::sleep(Duration::from_millis(200));
+    live.push("decided", r#"{"slot":1}"#);
+    assert_eq!(caller.chunks_until("\n\n"), "id: 0000000000000007-1\nevent: decided\ndata: {\"slot\":1}\n\n");
+    let long = "x".repeat(100_000);
+    live.push("long", &long);
+    assert!(caller.chunks_until("\n\n").ends_with(&format!("event: long\ndata: {long}\n\n")), "one that takes several pieces is whole");
+    live.push("stopping", "{}");
+    live.end();
+    served.stop();
+    assert!(caller.chunks_until("\n\n").contains("event: stopping\n"));
+    assert_eq!((caller.chunk(), caller.rest()), (String::new(), String::new()), "complete, and closed");
+    assert_eq!(block_on(served.ended), Drained { cut: 0 });
+}
+
+#[test]
+fn a_connection_that_is_closed_or_asks_for_the_head_only_leaves_no_stream_open() {
+    let fake = Fake::default();
+    let live = fake.events.clone();
+    let served = serve_with(fake, Limits::default(), echo());
+    let mut caller = served.connect();
+    caller.send(GET_EVENTS);
+    caller.head();
+    assert_eq!(live.streams(), 1);
+    drop(caller);
+    wait_until("the stream to end with its caller", || live.streams() == 0);
+    let mut caller = served.connect();
+    caller.send("HEAD /events HTTP/1.1\r\n\r\n");
+    assert!(caller.head().starts_with("HTTP/1.1 200 "));
+    assert_eq!(caller.ask(GET_STATE).status, 200, "the connection is free for the next request");
+    assert_eq!(live.streams(), 0);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_stop_does_not_wait_for_a_caller_that_takes_no_more_of_its_events() {
+    let fake = Fake::default();
+    let live = fake.events.clone();
+    let patient = PATIENCE.as_millis() as u64 * 10;
+    let limits = Limits { stream_drain_ms_max: 50, stall_ms_max: patient, drain_ms_max: patient, ..Limits::default() };
+    let front = serve_with(fake, limits, echo()).front;
+    let (mut ours, theirs) = async_std::os::unix::net::UnixStream::pair().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = task::spawn(connection(front, smol_hyper::rt::FuturesIo::new(theirs), stopped.map(drop)));
+    block_on(futures::AsyncWriteExt::write_all(&mut ours, GET_EVENTS.as_bytes())).unwrap();
+    wait_until("the stream", || live.streams() == 1);
+    // More than the socket and the front's buffers hold.
+    let large = "x".repeat(EVENTS_KEPT_BYTES_MAX / 8);
+    (0..7).for_each(|_| live.push("large", &large));
+    live.end();
+    stop.send(()).unwrap();
+    block_on(async_std::future::timeout(PATIENCE, serving)).expect("the connection was to be cut");
+    assert_eq!(live.streams(), 0);
+    drop(ours);
 }
 
 #[cfg(unix)]

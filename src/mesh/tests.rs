@@ -284,7 +284,8 @@ fn messages() -> Vec<Message> {
     let routes = transaction(Change::Routes([(RouteName::new("default").unwrap(), route)].into()));
     let members = transaction(Change::Members(MemberChange::Add { node: id("d"), disk_id: DiskId([4; 8]) }));
     let counts = Counts { requests: 1, bad: 2, p50_us: 3, p99_us: u64::MAX };
-    let evidence = RouteEvidence { route: RouteName::new("default").unwrap(), canary_model_id: None, stable: counts, canary: counts };
+    let evidence =
+        RouteEvidence { route: RouteName::new("default").unwrap(), canary_model_id: None, stable: counts, canary: counts, trial: None };
     let vote = Vote { yes: false, reason: Some("no model ü".into()), evidence: vec![evidence.clone()] };
     let votes = vec![CastVote { node: id("c"), vote: vote.clone() }];
     let hash = StateHash([9; 32]);

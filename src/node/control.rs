@@ -15,6 +15,7 @@ use crate::core::gate::judge;
 use crate::core::ids::{ModelId, NodeId, RouteName, Slot, Time, TxId};
 use crate::core::io::{Applied, Outcome, Proposal, Receipt};
 use crate::core::message::Head;
+use crate::core::rollout::RolloutId;
 use crate::core::state::{CanaryChange, Change, ChangeError, Kind, Model, Route, RouteChange, RoutingState, Transaction};
 use crate::core::value::{AbortCause, CastVote, Decision, Value};
 use crate::gateway::Gateway;
@@ -66,7 +67,7 @@ fn vote_lines(votes: &[CastVote], excused: &[NodeId], kind: Option<Kind>) -> Vec
 
 fn error_code(cause: &AbortCause) -> &'static str {
     match cause {
-        AbortCause::Vetoed(_) => "vetoed",
+        AbortCause::Vetoed(_) | AbortCause::FleetVeto(_) => "vetoed",
         AbortCause::NoVote(_) => "no_vote",
         AbortCause::Busy(_) | AbortCause::Split => "busy",
         AbortCause::NoMajority(_) => "no_majority",
@@ -129,6 +130,7 @@ fn route_view(route: &Route) -> api::RouteView {
         previous_stable_model_id: route.previous_stable.as_ref().map(|model| model.id.clone()),
         weights: route.weights.into(),
         status: route.status(),
+        salt: format!("{:016x}", route.salt),
     }
 }
 
@@ -209,6 +211,7 @@ impl ControlPlane {
         match view.state.after(&tx) {
             Ok(_) | Err(ChangeError::KeyApplied { .. }) => Ok(()),
             Err(error @ ChangeError::NoChange(_)) => Err(Refusal::new(409, "no_change", error.to_string())),
+            Err(error @ ChangeError::Rollout(_)) => Err(Refusal::new(409, "rollout_state", error.to_string())),
             Err(error @ ChangeError::UnknownRoute(..)) => Err(Refusal::new(400, "unknown_route", error.to_string())),
             Err(error) => Err(Refusal::new(400, "invalid_change", error.to_string())),
         }
@@ -220,7 +223,7 @@ impl ControlPlane {
         http::Control::transaction(self, txid).await
     }
 
-    async fn model(&self, id: &ModelId) -> Result<Model, Refusal> {
+    pub(super) async fn model(&self, id: &ModelId) -> Result<Model, Refusal> {
         match self.gateway.digest(id).await {
             Ok(digest) => Ok(Model { id: id.clone(), digest: Some(digest) }),
             Err(reason) => Err(Refusal::new(412, "model_missing", format!("{} cannot propose {id}: {reason}", self.id))),
@@ -331,7 +334,7 @@ impl http::Control for ControlPlane {
         reasons.extend(own.into_iter().map(ToString::to_string));
         let route = |(name, route): (&RouteName, &Route)| {
             let seen = evidence.iter().find(|seen| seen.route == *name);
-            let judgement = judge(name, route, seen);
+            let judgement = judge(name, route, &view.state.gate_of(name), seen, view.state.members.len());
             let health = api::RouteHealth {
                 stable: seen.map(|seen| variant_health(&seen.stable)).unwrap_or_default(),
                 canary: route.canary.as_ref().map(|_| seen.map(|seen| variant_health(&seen.canary)).unwrap_or_default()),
@@ -402,6 +405,27 @@ impl http::Control for ControlPlane {
         .boxed()
     }
 
+    fn rollouts(&self) -> BoxFuture<'_, api::RolloutList> {
+        self.list_rollouts().boxed()
+    }
+
+    fn start_rollout(&self, request: api::RolloutRequest) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>> {
+        self.begin_rollout(request).boxed()
+    }
+
+    fn act_on_rollout(
+        &self,
+        id: RolloutId,
+        action: http::RolloutAction,
+        request: api::RolloutActionRequest,
+    ) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>> {
+        self.act(id, action, request).boxed()
+    }
+
+    fn undo(&self, request: api::UndoRequest) -> BoxFuture<'_, Result<api::RolloutReceipt, Refusal>> {
+        self.undo_promotion(request).boxed()
+    }
+
     fn members(&self) -> BoxFuture<'_, Result<api::Members, Refusal>> {
         self.list_members().boxed()
     }
@@ -412,6 +436,10 @@ impl http::Control for ControlPlane {
 
     fn snapshot(&self) -> BoxFuture<'_, Result<api::Snapshot, Refusal>> {
         self.give_snapshot().boxed()
+    }
+
+    fn events(&self) -> Arc<http::LiveEvents> {
+        self.events.live().clone()
     }
 
     fn metrics(&self) -> Vec<http::Metric> {

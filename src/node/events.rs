@@ -1,7 +1,8 @@
 //! The events of a node: one JSON object a line in `logs/<node id>.events.ndjson`, and a line for people through `log` and
 //! femme on stdout.
 //!
-//! A thread of its own writes them, behind a bounded queue: neither a slow disk nor a closed terminal holds up the protocol.
+//! A thread of its own writes them, behind a bounded queue: neither a slow disk nor a closed terminal holds up the protocol. The same
+//! objects are what `GET /events` streams: the thread puts them into a ring, which nobody who reads it can hold up.
 //! femme panics when stdout is closed; here that only ends the lines on the terminal.
 
 use std::fs::{File, OpenOptions};
@@ -20,6 +21,7 @@ use serde_json::{Map, Value};
 use crate::clock;
 use crate::core::ids::{NodeId, UnixMs};
 use crate::core::io::Event;
+use crate::http::LiveEvents;
 
 /// Events that may wait for the writer; more are dropped and counted.
 pub const EVENTS_QUEUED_MAX: usize = 4_096;
@@ -31,11 +33,13 @@ const GATHER_MS: u64 = 5;
 pub struct Events {
     queue: SyncSender<Line>,
     dropped: Arc<AtomicU64>,
+    live: Arc<LiveEvents>,
 }
 
 enum Line {
     Event { at: UnixMs, level: Level, what: What },
     Flush(SyncSender<()>),
+    EndStreams,
 }
 
 /// What is said. It becomes text on the writer's thread: the protocol does not wait for that.
@@ -50,11 +54,12 @@ impl Events {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         femme::with_level(level);
         let (queue, lines) = sync_channel(EVENTS_QUEUED_MAX);
+        let live = LiveEvents::new(fastrand::u64(..));
         std::thread::Builder::new().name("events".into()).spawn({
-            let node = node.clone();
-            move || write_all(file, &node, &lines)
+            let (node, live) = (node.clone(), live.clone());
+            move || write_all(file, &node, &lines, &live)
         })?;
-        Ok(Events { queue, dropped: Arc::default() })
+        Ok(Events { queue, dropped: Arc::default(), live })
     }
 
     /// Says one thing. `fields` is anything that serialises to an object.
@@ -88,6 +93,19 @@ impl Events {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// What `GET /events` streams.
+    pub fn live(&self) -> &Arc<LiveEvents> {
+        &self.live
+    }
+
+    /// Ends the streams behind everything said so far.
+    pub fn end_streams(&self) {
+        if self.queue.try_send(Line::EndStreams).is_err() {
+            // The queue is full, or the writer gone: that they end counts for more than that they end with everything.
+            self.live.end();
+        }
+    }
+
     /// Waits until everything said so far is written.
     pub fn flush(&self) {
         let (done, written) = sync_channel(1);
@@ -99,7 +117,7 @@ impl Events {
 }
 
 /// Writes what has gathered, and then lets more gather: whoever says something need not wake this thread each time.
-fn write_all(mut file: File, node: &NodeId, lines: &Receiver<Line>) {
+fn write_all(mut file: File, node: &NodeId, lines: &Receiver<Line>, live: &LiveEvents) {
     let mut terminal = true;
     while let Ok(first) = lines.recv() {
         let mut bytes = Vec::new();
@@ -111,11 +129,14 @@ fn write_all(mut file: File, node: &NodeId, lines: &Receiver<Line>) {
                     if terminal {
                         terminal = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{}", for_people(&line)))).is_ok();
                     }
-                    if serde_json::to_writer(&mut bytes, &line).is_ok() {
+                    if let Ok(json) = serde_json::to_string(&line) {
+                        live.push(&line.event, &json);
+                        bytes.extend_from_slice(json.as_bytes());
                         bytes.push(b'\n');
                     }
                 }
                 Line::Flush(done) => flushed.push(done),
+                Line::EndStreams => live.end(),
             }
         }
         // A full disk must not end the node here: its log will say so, and that one counts.

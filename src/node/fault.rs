@@ -1,11 +1,11 @@
-//! Deaths at chosen moments, for the demo and the tests: armed by `serve --fault` and by nothing else.
+//! Deaths at chosen moments, and a canary that fails, for the demo and the tests: armed by `serve --fault` and by nothing else.
 
 use std::str::FromStr;
 
 use crate::core::ids::{NodeId, TxId};
 use crate::core::io::Event;
 
-/// Where the process kills itself with SIGKILL.
+/// Where the process kills itself with SIGKILL, or what else goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// As a participant: asked for a vote, before it is cast.
@@ -16,6 +16,8 @@ pub enum Fault {
     BeforeDecision,
     /// As a coordinator: a majority has accepted, and nobody has been told.
     AfterDecision,
+    /// Nobody dies: whatever the canary of this node would answer is a 500.
+    FailCanary,
 }
 
 /// What the core has just done, as far as faults care.
@@ -32,11 +34,12 @@ pub enum Moment<'a> {
     VoteAsked(&'a TxId),
 }
 
-const NAMES: [(&str, Fault); 4] = [
+const NAMES: [(&str, Fault); 5] = [
     ("kill-before-vote", Fault::BeforeVote),
     ("kill-after-prepared", Fault::AfterPrepared),
     ("kill-before-decision", Fault::BeforeDecision),
     ("kill-after-decision", Fault::AfterDecision),
+    ("fail-canary", Fault::FailCanary),
 ];
 
 impl FromStr for Fault {

@@ -4,9 +4,14 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::api::LinkWord;
 use crate::clock;
-use crate::gateway::{Bad, LATENCY_BUCKETS_US, VariantTotals};
+use crate::core::gate::{RouteEvidence, Tally, Trial, Verdict, judge};
+use crate::core::ids::{ModelId, RouteName};
+use crate::core::rollout::{Phase, Rollout};
+use crate::core::state::Route;
+use crate::gateway::{Bad, LATENCY_BUCKETS_US, Mirrored, VariantTotals};
 use crate::http::{Histogram, Metric, Sample, Series};
 use crate::node::control::ControlPlane;
+use crate::node::view::View;
 
 /// All of them, of this moment.
 pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
@@ -22,6 +27,7 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         [("stable", route.weights.stable), ("canary", route.weights.canary)]
             .map(|(variant, bp)| Sample::new([("route", name.to_string()), ("variant", variant.to_owned())], f64::from(bp) / 10_000.0))
     });
+    let evidence = plane.gateway.evidence();
     let lease = view.lease(clock::time());
     let fenced = view.fenced.iter().filter(|fence| fence.majority);
     let fenced = fenced.map(|fence| Sample::new([("member", fence.node.to_string())], 1.0));
@@ -42,10 +48,45 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
         Metric::gauge("canary_mesh_open_slot", "1 if a transaction holds the open slot here.", f64::from(u8::from(view.open.is_some()))),
         Metric::gauge("canary_mesh_uptime_seconds", "Since this process started.", clock::time().ms_since(plane.started) as f64 / 1e3),
         metric("canary_mesh_weight_ratio", "A variant's share of its route.", Series::Gauge(weights.collect())),
+        metric(
+            "canary_mesh_gate_verdict",
+            "1 for what this node's own numbers of a route's canary come to: pass, fail or inconclusive.",
+            Series::Gauge(verdicts(&view, &evidence)),
+        ),
+        metric(
+            "canary_mesh_gate_log_e",
+            "Natural logarithm of the evidence against the canary, by this node's numbers; a veto at the bound.",
+            Series::Gauge(per_trial(&evidence, |trial| trial.bets.ln_e())),
+        ),
+        metric(
+            "canary_mesh_gate_log_e_bound",
+            "Where that evidence becomes this node's veto.",
+            Series::Gauge(evidence.iter().filter(|seen| seen.trial.is_some()).map(|seen| bound(&view, seen)).collect()),
+        ),
+        metric(
+            "canary_mesh_trial_requests",
+            "Requests that chance or a sticky key gave to a variant since its canary began.",
+            Series::Gauge(tallies(&evidence, |tally| tally.requests)),
+        ),
+        metric("canary_mesh_trial_bad", "Of these, bad ones.", Series::Gauge(tallies(&evidence, |tally| tally.bad))),
+        metric(
+            "canary_mesh_trial_compared",
+            "Answers to mirrored requests that were compared since the canary began.",
+            Series::Gauge(per_trial(&evidence, |trial| trial.agreement.compared as f64)),
+        ),
+        metric("canary_mesh_trial_agreed", "Of these, alike.", Series::Gauge(per_trial(&evidence, |trial| trial.agreement.agreed as f64))),
+        metric(
+            "canary_mesh_trial_unreachable",
+            "1 if this node cannot reach the canary and serves stable instead.",
+            Series::Gauge(per_trial(&evidence, |trial| f64::from(u8::from(trial.unreachable)))),
+        ),
+        metric("canary_mesh_rollouts", "Rollouts that are remembered, by their situation.", Series::Gauge(rollouts(&view))),
+        metric("canary_mesh_rollout_step", "The step of the rollout under way, from 1.", Series::Gauge(rollout_step(&view))),
         metric("canary_mesh_decided_total", "Slots decided here since the start.", Series::Counter(decided.into())),
         metric("canary_mesh_wal_sync_seconds", "Syncs of the decision log.", Series::Histogram(vec![Sample::new([], sync)])),
         Metric::gauge("canary_mesh_wal_bytes", "Size of the decision log.", count(&figures.bytes)),
         Metric::counter("canary_mesh_events_dropped_total", "Events that found their queue full.", plane.events.dropped() as f64),
+        Metric::gauge("canary_mesh_event_streams", "Open streams of GET /events.", plane.events.live().streams() as f64),
         metric(
             "canary_mesh_link_up",
             "1 if the direct link to the peer is up.",
@@ -74,9 +115,75 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
             "Requests that were wrong and reached no model.",
             Series::Counter(per_variant(&totals, |t| t.refused as f64)),
         ),
+        metric(
+            "canary_mesh_requests_shielded_total",
+            "Requests that the canary failed on and stable answered instead.",
+            Series::Counter(per_variant(&totals, |t| t.shielded as f64)),
+        ),
+        metric(
+            "canary_mesh_mirrored_total",
+            "Requests drawn to be copied to a canary, by what became of the copy.",
+            Series::Counter(plane.gateway.mirrored().map(|(outcome, n)| mirrored(outcome, n)).into()),
+        ),
         metric("canary_mesh_requests_bad_total", "Bad requests, by kind.", Series::Counter(bad(&totals))),
         metric("canary_mesh_request_seconds", "From request to the answer's head.", Series::Histogram(per_variant(&totals, latency))),
     ]
+}
+
+fn mirrored(outcome: Mirrored, copies: u64) -> Sample<f64> {
+    Sample::new([("outcome", outcome.as_str().to_owned())], copies as f64)
+}
+
+fn per_trial(evidence: &[RouteEvidence], value: impl Fn(&Trial) -> f64) -> Vec<Sample<f64>> {
+    let sample = |seen: &RouteEvidence| Some(Sample::new(of_canary(seen), value(seen.trial.as_ref()?)));
+    evidence.iter().filter_map(sample).collect()
+}
+
+fn of_canary(seen: &RouteEvidence) -> Vec<(&'static str, String)> {
+    vec![("route", seen.route.to_string()), ("model", seen.canary_model_id.as_ref().map(ModelId::to_string).unwrap_or_default())]
+}
+
+fn tallies(evidence: &[RouteEvidence], value: impl Fn(&Tally) -> u64) -> Vec<Sample<f64>> {
+    let of = |seen: &RouteEvidence| {
+        let trial = seen.trial?;
+        let sample = |variant: &str, tally: &Tally| {
+            Sample::new([("route", seen.route.to_string()), ("variant", variant.to_owned())], value(tally) as f64)
+        };
+        Some([sample("stable", &trial.stable), sample("canary", &trial.canary)])
+    };
+    evidence.iter().filter_map(of).flatten().collect()
+}
+
+fn verdicts(view: &View, evidence: &[RouteEvidence]) -> Vec<Sample<f64>> {
+    let of = |(name, route): (&RouteName, &Route)| {
+        let seen = evidence.iter().find(|seen| seen.route == *name);
+        let canary = route.canary.as_ref()?.id.to_string();
+        let judged = judge(name, route, &view.state.gate_of(name), seen, view.state.members.len()).verdict;
+        Some([Verdict::Pass, Verdict::Fail, Verdict::Inconclusive].map(|verdict| {
+            let labels = [("route", name.to_string()), ("model", canary.clone()), ("verdict", verdict.to_string())];
+            Sample::new(labels, f64::from(u8::from(verdict == judged)))
+        }))
+    };
+    view.state.routes.iter().filter_map(of).flatten().collect()
+}
+
+fn bound(view: &View, seen: &RouteEvidence) -> Sample<f64> {
+    let gate = view.state.gate_of(&seen.route);
+    Sample::new(of_canary(seen), gate.local_bound(view.state.members.len()).ln())
+}
+
+fn rollouts(view: &View) -> Vec<Sample<f64>> {
+    let list = &view.state.rollouts.list;
+    let count = |word: &str| list.iter().filter(|rollout| rollout.code() == word).count() as f64;
+    ["queued", "running", "paused", "promoted", "rolled_back"].map(|word| Sample::new([("status", word.to_owned())], count(word))).into()
+}
+
+fn rollout_step(view: &View) -> Vec<Sample<f64>> {
+    let step = |rollout: &Rollout| match rollout.phase {
+        Phase::Step(at) => Some(Sample::new([("rollout", rollout.id.to_string())], f64::from(at) + 1.0)),
+        _ => None,
+    };
+    view.state.rollouts.list.iter().filter_map(step).collect()
 }
 
 fn labels(totals: &VariantTotals) -> Vec<(&'static str, String)> {

@@ -5,10 +5,12 @@
 
 mod control;
 mod events;
+mod external;
 mod fault;
 mod join;
 mod members;
 mod metrics;
+mod rollouts;
 mod turns;
 mod view;
 mod vote;
@@ -25,7 +27,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_signal::{Signal, Signals};
-use async_std::channel::{Sender, bounded};
+use async_std::channel::{Receiver, Sender, bounded};
 use async_std::task;
 use futures::channel::oneshot;
 use futures::future::{BoxFuture, Either, FutureExt, select};
@@ -41,7 +43,7 @@ use crate::core::durable::{Durable, ReplayError};
 use crate::core::ids::{DiskId, NodeId, RouteName};
 use crate::core::io::{Input, Settings};
 use crate::core::record::Record;
-use crate::gateway::Gateway;
+use crate::gateway::{self, Gateway};
 use crate::http::{self, Front, Limits};
 use crate::mesh::{Identity, Mesh, MeshConfig, PeerAddress};
 use crate::node::control::ControlPlane;
@@ -53,6 +55,9 @@ use crate::wal::{Wal, WalError};
 
 /// Beats after which a silent link is given up.
 const SILENT_BEATS_MAX: u64 = 5;
+
+/// Shortest time from one report of this node's health to the next, in milliseconds.
+const HEALTH_PAUSE_MS: u64 = 2;
 
 /// What `serve` is told.
 #[derive(Clone, Debug)]
@@ -166,7 +171,12 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
         return Ok(());
     };
 
-    let gateway = Gateway::new(options.id.clone(), options.models.clone());
+    let (bad_news, heard) = bounded::<()>(1);
+    // A full queue means that it is about to be heard.
+    let alarm = Arc::new(move || bad_news.try_send(()).unwrap_or_default());
+    let fail_canary = options.fault == Some(Fault::FailCanary);
+    let gateway_options = gateway::Options { alarm, fail_canary, ..gateway::Options::default() };
+    let gateway = Gateway::with_options(options.id.clone(), options.models.clone(), gateway_options);
     for model in durable.state().routes.values().flat_map(|route| route.models()) {
         if let Err(reason) = gateway.prepare(model).await {
             events.say(Level::Error, "model_missing", json!({"model": model.id, "reason": reason}));
@@ -228,7 +238,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     });
     let (reread, reread_asked) = bounded::<()>(1);
     task::spawn(watch::watch(options.clone(), peers_stamp, peers.clone(), mesh.clone(), turns.clone(), events.clone(), reread_asked));
-    task::spawn(beat_health(peers, gateway.clone(), turns.clone()));
+    task::spawn(beat_health(peers, gateway.clone(), turns.clone(), heard));
 
     let stop = stop_signal(signals.ok(), events.clone(), stopping, reread);
     let front = Front::new(plane, Arc::new(DataPlane(gateway)), Limits::default());
@@ -328,13 +338,16 @@ fn mesh_config(id: &NodeId, file: &PeersFile) -> MeshConfig {
     }
 }
 
-/// Hands the core this node's health before every beat.
-async fn beat_health(peers: Arc<ArcSwap<PeersFile>>, gateway: Arc<Gateway>, turns: Sender<Turn>) {
+/// Hands the core this node's health before every beat, and at once when there is bad news of a canary.
+async fn beat_health(peers: Arc<ArcSwap<PeersFile>>, gateway: Arc<Gateway>, turns: Sender<Turn>, bad_news: Receiver<()>) {
     loop {
         if turns.send(Turn::Input(Input::Health(turns::health(&gateway)))).await.is_err() {
             return;
         }
-        task::sleep(Duration::from_millis(peers.load().timing.heartbeat_ms)).await;
+        // A canary that fails all the time does not keep the core from its work.
+        task::sleep(Duration::from_millis(HEALTH_PAUSE_MS)).await;
+        let beat = task::sleep(Duration::from_millis(peers.load().timing.heartbeat_ms));
+        select(pin!(beat), pin!(bad_news.recv())).await;
     }
 }
 
@@ -352,4 +365,6 @@ async fn stop_signal(mut signals: Option<Signals>, events: Events, stopping: Arc
     told_to_stop(signals.as_mut(), || reread.try_send(()).unwrap_or_default()).await;
     stopping.store(true, Ordering::Relaxed);
     events.say(Level::Info, "stopping", json!({}));
+    // By themselves they would not end, and the drain would wait for them.
+    events.end_streams();
 }

@@ -23,10 +23,12 @@ use crate::core::ids::{Slot, Time};
 use crate::core::io::{After, Applied, CallerId, Input, LogIndex, Output, Proposal, Receipt};
 use crate::core::message::{Head, HealthSnapshot, Message};
 use crate::core::record::Record;
+use crate::core::rollout::Rollout;
 use crate::core::state::{RoutingState, Transaction};
 use crate::gateway::Gateway;
 use crate::mesh::{Frame, FrameError, Inbox, Mesh, MeshEvent};
 use crate::node::events::Events;
+use crate::node::external::{self, About};
 use crate::node::fault::{Fault, Moment};
 use crate::node::view::{PeerSeen, View};
 use crate::node::vote;
@@ -293,6 +295,7 @@ impl Running {
                 self.fault(Moment::VoteAsked(&tx.txid));
                 self.vet(slot, ballot, tx);
             }
+            Output::Ask { rollout, version } => self.ask(*rollout, version),
             Output::Apply(applied) => self.apply(&applied),
             Output::Lease { until } => self.parts.gateway.lease(until),
             Output::Reply { caller, receipt } => self.reply(caller, receipt),
@@ -343,7 +346,7 @@ impl Running {
     fn vet(&mut self, slot: Slot, ballot: crate::core::ballot::Ballot, tx: Transaction) {
         let state = self.state.clone();
         let gateway = self.parts.gateway.clone();
-        if vote::new_models(&tx).iter().all(|model| gateway.is_prepared(model)) {
+        if state.brought_by(&tx.change).iter().all(|model| gateway.is_prepared(model)) {
             let vote = vote::judged(&gateway.evidence(), &state, &tx);
             self.batch.inputs.push_back(Input::Vetted { slot, ballot, vote });
             return;
@@ -353,6 +356,17 @@ impl Running {
             let vote = vote::vet(&gateway, &state, &tx).await;
             // The loop may have ended.
             let _ = turns.send(Turn::Input(Input::Vetted { slot, ballot, vote })).await;
+        });
+    }
+
+    /// External gates are asked off this thread, and answer as an input.
+    fn ask(&self, rollout: Rollout, version: u64) {
+        let turns = self.parts.turns.clone();
+        let about = About::of(&rollout, version, self.parts.node.id().clone());
+        async_std::task::spawn(async move {
+            let answers = external::ask_all(&rollout.spec.external, &about).await;
+            // The loop may have ended.
+            let _ = turns.send(Turn::Input(Input::Asked { rollout: rollout.id, phase: rollout.phase, answers })).await;
         });
     }
 

@@ -94,6 +94,12 @@ situations! {
     CaughtUp: "node caught up from another",
     Compacted: "log compacted",
     SnapshotInstalled: "snapshot taken in by a node that lacked what was compacted",
+    RolloutQueued: "rollout queued",
+    RolloutStepped: "rollout at a step",
+    RolloutPaused: "rollout paused",
+    RolloutPromoted: "rollout promoted",
+    RolloutTakenBack: "rollout taken back",
+    DriverChanged: "rollout driven on by another node",
     HealedMajority: "only a majority healed",
     HealedAll: "all nodes healed",
 }

@@ -32,12 +32,24 @@ use crate::sim::world::{Switches, World};
 pub struct Options {
     /// How many nodes; drawn if it is not said.
     pub nodes: Option<usize>,
-    /// Each seed is one node cut off, instead of anything.
-    pub cuts: bool,
+    /// What happens in each seed.
+    pub scenario: Scenario,
     /// Only these actions of the plan.
     pub keep: Option<Vec<usize>>,
     /// Parts of the surroundings that are off.
     pub off: Vec<Knob>,
+}
+
+/// What happens in a seed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scenario {
+    /// Anything.
+    #[default]
+    Anything,
+    /// One node is cut off while a canary is served.
+    Cuts,
+    /// A rollout goes on while whoever drives it is killed again and again.
+    Drivers,
 }
 
 /// What one run or several came to.
@@ -96,7 +108,11 @@ pub struct Failure {
 
 /// The plan of a seed, as the options have it.
 pub fn planned(seed: u64, options: &Options) -> Plan {
-    let mut plan = if options.cuts { Plan::cut(seed, options.nodes) } else { Plan::new(seed, options.nodes) };
+    let mut plan = match options.scenario {
+        Scenario::Anything => Plan::new(seed, options.nodes),
+        Scenario::Cuts => Plan::cut(seed, options.nodes),
+        Scenario::Drivers => Plan::drivers(seed, options.nodes),
+    };
     if let Some(keep) = &options.keep {
         let mut number = 0;
         plan.actions.retain(|_| {
@@ -185,7 +201,8 @@ mod tests {
             assert!(ran.is_ok(), "seed {seed}: {:?}", ran.map_err(|failure| failure.violation));
         }
         // A PINNED was lost at the third node, and nobody said it again.
-        let ran = super::run(6047, &Options { cuts: true, ..Options::default() }, Switches { brief: true, ..Switches::default() });
+        let ran =
+            super::run(6047, &Options { scenario: Scenario::Cuts, ..Options::default() }, Switches { brief: true, ..Switches::default() });
         assert!(ran.is_ok(), "cut 6047: {:?}", ran.map_err(|failure| failure.violation));
     }
 
@@ -262,7 +279,8 @@ mod tests {
     #[test]
     fn a_plan_is_the_same_for_the_same_seed_and_can_be_run_in_part() {
         assert_eq!(format!("{:?}", Plan::new(7, None)), format!("{:?}", Plan::new(7, None)));
-        let options = Options { nodes: Some(3), cuts: false, keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
+        let options =
+            Options { nodes: Some(3), scenario: Scenario::Anything, keep: Some(vec![0, 2]), off: vec![Knob::Loss, Knob::Overtaking] };
         let (whole, part) = (Plan::new(7, Some(3)), planned(7, &options));
         assert_eq!(part.actions, [whole.actions[0].clone(), whole.actions[2].clone()]);
         assert!(!part.has(Knob::Loss) && !part.has(Knob::Overtaking));
@@ -272,7 +290,7 @@ mod tests {
     /// A node that is cut off serves its last canary at most one lease after its last contact with a majority.
     #[test]
     fn a_node_that_is_cut_off_falls_back_to_stable_within_a_lease() {
-        let options = Options { cuts: true, ..Options::default() };
+        let options = Options { scenario: Scenario::Cuts, ..Options::default() };
         let mut total = Figures::default();
         for seed in 0..300 {
             match super::run(seed, &options, Switches { brief: true, ..Switches::default() }) {
@@ -283,6 +301,31 @@ mod tests {
         let longest_us = total.served_us_max;
         assert!((5_700_000..=6_000_000).contains(&longest_us), "no node came near its lease: {longest_us}");
         assert!(total.coverage.times(Situation::LeaseLost) >= 300 && total.coverage.times(Situation::AdvanceWithout) > 50, "{total:?}");
+    }
+
+    /// Killed at whatever it is doing, again and again: the rollout is promoted, and no step is skipped or made twice (a rule of the oracle).
+    #[test]
+    fn a_rollout_whose_driver_is_killed_again_and_again_comes_to_its_end() {
+        let options = Options { scenario: Scenario::Drivers, ..Options::default() };
+        let mut total = Figures::default();
+        for seed in 0..30 {
+            match super::run(seed, &options, Switches::default()) {
+                Ok(figures) => {
+                    let times = |situation| figures.coverage.times(situation);
+                    // In bad weather it may be that nobody could begin one.
+                    let begun = times(Situation::RolloutStepped) > 0;
+                    assert_eq!(times(Situation::RolloutPromoted) > 0, begun, "seed {seed}: {figures:?}");
+                    assert_eq!(times(Situation::RolloutTakenBack), 0, "seed {seed}: {figures:?}");
+                    total.add(&figures);
+                }
+                Err(failure) => panic!("seed {seed}: {:?}", failure.violation),
+            }
+        }
+        let times = |situation| total.coverage.times(situation);
+        let crashes = times(Situation::Killed) + times(Situation::PowerLost);
+        // Every node that is up sees each of the five steps and the promotion.
+        assert!(times(Situation::RolloutPromoted) > 50, "{total:?}");
+        assert!(times(Situation::DriverChanged) > 10 && crashes > 100, "{total:?}");
     }
 
     /// A mistake is found, made small, and found again by what is left.

@@ -12,7 +12,8 @@ use crate::core::ids::{DiskId, NodeId, Slot, TxId};
 use crate::core::io::{Applied, Outcome, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
-use crate::core::state::{Change, Kind, MemberChange, RoutingState};
+use crate::core::rollout::{Phase, RolloutChange};
+use crate::core::state::{Change, Kind, MemberChange, RoutingState, Transaction};
 use crate::core::value::{Decision, Value};
 use crate::sim::coverage::{Coverage, Situation};
 use crate::sim::node_number;
@@ -352,7 +353,10 @@ impl Oracle {
                 return broken("a key is applied once", format!("key {key} is applied in slots {other} and {slot}"));
             }
             match self.state.after(tx) {
-                Ok(after) => self.state = after,
+                Ok(after) => {
+                    self.rollouts_move(*slot, &after, tx, coverage)?;
+                    self.state = after;
+                }
                 Err(error) => return broken("a commit makes sense", format!("slot {slot}: {error}")),
             }
             match &tx.change {
@@ -376,6 +380,35 @@ impl Oracle {
         self.yes.retain(|(slot, _), _| *slot >= later);
         self.chosen.retain(|slot, _| *slot >= later);
         self.resolvers.retain(|slot, _| *slot >= later);
+        Ok(())
+    }
+
+    /// No step of a rollout is skipped or made twice, nothing goes on that is over, and only what lowers exposure takes one back.
+    fn rollouts_move(&self, slot: Slot, after: &RoutingState, tx: &Transaction, coverage: &mut Coverage) -> Verdict {
+        let full = matches!(&tx.change, Change::Rollout(RolloutChange::Full { .. }));
+        let under_way = after.rollouts.list.iter().filter(|rollout| rollout.is_under_way()).count();
+        if under_way > 1 {
+            return broken("one rollout at a time", format!("slot {slot} leaves {under_way} under way"));
+        }
+        for now in &after.rollouts.list {
+            let Some(before) = self.state.rollout(now.id) else { continue };
+            if before.driver != now.driver {
+                coverage.met(Situation::DriverChanged);
+            }
+            let last = before.spec.steps.len().saturating_sub(1);
+            let allowed = match (before.phase, now.phase) {
+                (before, now) if before == now => true,
+                (Phase::Queued, Phase::Step(0)) => true,
+                (Phase::Step(one), Phase::Step(next)) => next == one + 1,
+                (Phase::Step(at), Phase::Promoted) => usize::from(at) == last || full,
+                (Phase::Queued | Phase::Step(_) | Phase::Promoted, Phase::RolledBack) => tx.kind == Kind::Reduce,
+                _ => false,
+            };
+            if !allowed {
+                let text = format!("slot {slot} takes {} from {:?} to {:?} by {}", now.id, before.phase, now.phase, tx.txid);
+                return broken("no step is skipped or made twice", text);
+            }
+        }
         Ok(())
     }
 

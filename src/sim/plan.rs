@@ -111,6 +111,21 @@ pub enum Wish {
     Dismiss(usize),
     /// It comes back, with the disk that it then has.
     Admit(usize),
+    /// A rollout, by what is drawn from this.
+    Rollout(u64),
+    /// A rollout in five steps that nothing speaks against, each of which bakes for so many milliseconds.
+    Steps(u16),
+    /// The rollout whose turn it is goes to its next step at once, or to its end.
+    Onward {
+        /// To its end.
+        full: bool,
+    },
+    /// It stands still; for so many milliseconds, if not 0.
+    Pause(u16),
+    /// It goes on.
+    Resume,
+    /// It is taken back.
+    Abort,
 }
 
 /// Where a process ends.
@@ -147,10 +162,28 @@ pub enum What {
         /// Which: so many back from the newest.
         back: usize,
     },
+    /// A node counts what its canaries answer.
+    Seen {
+        /// Which node.
+        node: usize,
+        /// Bad answers of the canary.
+        bad: u32,
+    },
     /// A process ends, and starts again.
     Crash {
         /// Whose.
         node: usize,
+        /// With the power.
+        power: bool,
+        /// Where.
+        at: Boundary,
+        /// At the so-manieth of those.
+        count: u32,
+        /// Starts again after so many microseconds.
+        down_us: u64,
+    },
+    /// Whoever drives the rollout under way ends, and starts again.
+    CrashDriver {
         /// With the power.
         power: bool,
         /// Where.
@@ -261,6 +294,7 @@ impl What {
             What::Propose { node, wish: Wish::Dismiss(other) | Wish::Admit(other), .. } => bit(node) | bit(other),
             What::Propose { node, .. }
             | What::Ask { node, .. }
+            | What::Seen { node, .. }
             | What::Crash { node, .. }
             | What::Pause { node, .. }
             | What::FailDisk { node, .. }
@@ -269,7 +303,7 @@ impl What {
             | What::Wipe { node, .. } => bit(node),
             What::Cut { from, to, .. } | What::Clog { from, to, .. } => bit(from) | bit(to),
             What::Flap { one, other } | What::Apart { one, other, .. } => bit(one) | bit(other),
-            What::Blackout { .. } | What::Split { .. } => 0,
+            What::CrashDriver { .. } | What::Blackout { .. } | What::Split { .. } => 0,
         }
     }
 }
@@ -382,6 +416,7 @@ impl Plan {
         }
         // Last, so that whatever else happens to a seed does not depend on it.
         plan.partial(&mut rng);
+        plan.rollouts(&mut rng);
         // Stable: what was drawn first for a moment comes first in it.
         plan.actions.sort_by_key(|action| action.at);
         plan
@@ -413,6 +448,34 @@ impl Plan {
         if rng.bool() {
             let at = cut_at + rng.u64(0..6_000_000) - 2_000_000;
             plan.push(at, What::Pause { node: cut, for_us: log_uniform(&mut rng, 500_000, 12_000_000) });
+        }
+        plan.actions.sort_by_key(|action| action.at);
+        plan
+    }
+
+    /// A rollout in five steps, and whoever drives it is killed again and again, at whatever it is doing.
+    pub fn drivers(seed: u64, nodes: Option<usize>) -> Plan {
+        let mut rng = Rng::with_seed(seed);
+        let nodes = nodes.unwrap_or([3, 3, 5, 4][rng.usize(0..4)]).clamp(2, NODES_MAX);
+        let (weather, habits) = (weather(&mut rng), habits(&mut rng, nodes));
+        let habits = Habits { no_one_in: 0, ..habits };
+        let (order, heal_at) = ((0..nodes).collect(), SETTLE_US + 60_000_000);
+        let (actions, calm_us) = (Vec::new(), CALM_US);
+        let mut plan =
+            Plan { nodes, outsiders: 0, weather, habits, actions, heal_at, calm_us, heal_majority: false, rest_down: false, order };
+        let wish = Wish::Steps(rng.u16(0..4_000));
+        for again in 0..12 {
+            // Whoever was asked may be killed before it has begun.
+            let at = SETTLE_US + 1_000_000 + again * 4_000_000;
+            plan.push(at, What::Propose { node: rng.usize(0..nodes), wish, key: Some(1) });
+        }
+        let mut at = SETTLE_US + rng.u64(1_000_000..4_000_000);
+        while at < heal_at {
+            let places = [Boundary::Now, Boundary::Append, Boundary::Write, Boundary::Sync, Boundary::Send];
+            let boundary = places[rng.usize(0..places.len())];
+            let (count, down_us) = (log_uniform(&mut rng, 1, 12) as u32, log_uniform(&mut rng, 100_000, 30_000_000));
+            plan.push(at, What::CrashDriver { power: rng.bool(), at: boundary, count, down_us });
+            at += log_uniform(&mut rng, 200_000, 6_000_000);
         }
         plan.actions.sort_by_key(|action| action.at);
         plan
@@ -589,6 +652,36 @@ impl Plan {
                 }
             }
         }
+    }
+
+    /// Rollouts, and what their owners and their canaries do meanwhile. Other changes of the routes are fewer then, or none would get far.
+    fn rollouts(&mut self, rng: &mut Rng) {
+        if !some_of(rng, 3) {
+            return;
+        }
+        let kept = rng.u32(1..8);
+        self.actions.retain(|action| !matches!(action.what, What::Propose { .. }) || some_of(rng, kept));
+        let mut at = SETTLE_US + rng.u64(0..4_000_000);
+        while at < self.heal_at {
+            let node = rng.usize(0..self.nodes);
+            let wish = match rng.u32(0..16) {
+                0..=5 => Wish::Rollout(rng.u64(..)),
+                6..=8 => Wish::Onward { full: some_of(rng, 4) },
+                9 | 10 => Wish::Pause(if rng.bool() { 0 } else { rng.u16(100..8_000) }),
+                11..=13 => Wish::Resume,
+                14 => Wish::Abort,
+                _ => {
+                    self.push(at, What::Seen { node, bad: log_uniform(rng, 1, 12) as u32 });
+                    at += rng.u64(100_000..4_000_000);
+                    continue;
+                }
+            };
+            self.push(at, What::Propose { node, wish, key: None });
+            at += rng.u64(100_000..4_000_000);
+        }
+        // What is paused at the end goes on in the calm, or is done with.
+        let (node, wish) = (rng.usize(0..self.nodes), if rng.bool() { Wish::Resume } else { Wish::Abort });
+        self.push(self.heal_at - 1, What::Propose { node, wish, key: None });
     }
 
     /// Switches parts of the surroundings off.

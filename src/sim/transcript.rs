@@ -2,6 +2,7 @@
 
 use crate::core::io::{Event, Outcome, Receipt};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
+use crate::core::state::Percent;
 use crate::core::value::Value;
 use crate::sim::oracle::brief;
 
@@ -120,6 +121,10 @@ pub fn event(event: &Event) -> String {
         Event::CaughtUp { slot } => format!("has caught up, slot {slot}"),
         Event::Installed { slot, peer } => format!("takes in what slot {slot} came to, from {peer}"),
         Event::CatchingUp { peer, from } => format!("fetches slot {from} and on from {peer}"),
+        Event::Rollout { rollout, status, weight_bp, reason } => {
+            let weight = weight_bp.map(|bp| format!(" at {} %", Percent(bp))).unwrap_or_default();
+            format!("sees {rollout} {}{weight}{}", status.replace('_', " "), because(reason))
+        }
         Event::Diverged { reason } => format!("DIVERGED: {reason}"),
     }
 }

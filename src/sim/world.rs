@@ -15,10 +15,13 @@ use fastrand::Rng;
 use crate::core::Node;
 use crate::core::ballot::Ballot;
 use crate::core::durable::{Durable, JOINED_INCARNATION_MIN};
+use crate::core::gate::Verdict as GateVerdict;
 use crate::core::ids::{DiskId, Incarnation, NodeId, Slot, Time};
 use crate::core::io::{AdvanceVotes, After, Event as CoreEvent, Input, Now, Outcome, Output, Proposal, Settings};
 use crate::core::message::{AcceptAnswer, Message, PrepareAnswer, ResolveAnswer};
 use crate::core::record::Record;
+use crate::core::rollout::ExternalGate;
+use crate::core::rollout::driver::ExternalAnswer;
 use crate::core::routes::Start;
 use crate::core::state::RoutingState;
 use crate::core::value::{AbortCause, Vote};
@@ -30,7 +33,7 @@ use crate::sim::oracle::{Oracle, Verdict, Violation, broken};
 use crate::sim::plan::{Boundary, Plan, SLOW_SYNC_US_MAX, VET_US_MAX, What, Wish};
 use crate::sim::process::{Clock, Fuse, Phase, Process, State};
 use crate::sim::world::relay::Envelope;
-use crate::sim::world::wishes::{change, disk_id, genesis, joining, mesh};
+use crate::sim::world::wishes::{change, disk_id, evidence, genesis, joining, mesh};
 use crate::sim::{Failure, Figures, node_name, node_number, transcript};
 
 /// As in the real shell: a decision's record is synced no later than this, in milliseconds.
@@ -111,6 +114,8 @@ struct Healed {
     next_at: u64,
     /// When all agreed, once they did.
     agreed_at: Option<u64>,
+    /// How many rollouts were not over then.
+    unfinished: Option<usize>,
 }
 
 /// See the module.
@@ -405,11 +410,24 @@ impl<'a> World<'a> {
         match *what {
             What::Propose { node, wish, key } => self.propose(node, wish, key),
             What::Ask { node, back } => self.ask(node, back),
+            What::Seen { node, bad } => self.seen(node, bad),
             What::Crash { node, power, at, count, down_us } => {
                 let fuse = Fuse { at, count, power, down_us };
                 match at {
                     Boundary::Now => self.crash(node, power, down_us),
                     _ => self.processes[node].fuse = Some(fuse),
+                }
+                Ok(())
+            }
+            What::CrashDriver { power, at, count, down_us } => {
+                let runs = |node: &usize| self.processes[*node].node().is_some();
+                let rollout = self.oracle.state().current_rollout();
+                let driver = rollout.map(|rollout| node_number(&rollout.driver)).filter(runs);
+                // Whoever goes on in its place is the driver as soon as it has made a step.
+                match driver {
+                    Some(node) if at == Boundary::Now => self.crash(node, power, down_us),
+                    Some(node) => self.processes[node].fuse = Some(Fuse { at, count, power, down_us }),
+                    None => {}
                 }
                 Ok(())
             }
@@ -567,6 +585,14 @@ impl<'a> World<'a> {
         self.say(|| format!("{name} is asked by caller {caller}: {} {:?}", proposal.kind, proposal.change));
         self.arrive(node, Input::Propose { caller, proposal })?;
         Ok(caller)
+    }
+
+    /// A node counts requests of the present canary, and so many bad ones among them.
+    fn seen(&mut self, node: usize, bad: u32) -> Verdict {
+        let Some(core) = self.processes[node].node() else { return Ok(()) };
+        let health = evidence(core.durable().state(), bad);
+        self.say_of(node, &format!("counts {bad} bad answers of canaries"));
+        self.arrive(node, Input::Health(health))
     }
 
     fn ask(&mut self, node: usize, back: usize) -> Verdict {
@@ -1228,6 +1254,18 @@ impl<'a> World<'a> {
                 self.vet(node, slot, ballot);
                 Ok(())
             }
+            Output::Ask { rollout, .. } => {
+                let process = &mut self.processes[node];
+                let verdict = match process.rng.u32(0..8) {
+                    0 => GateVerdict::Inconclusive,
+                    1 if self.healed.is_none() => GateVerdict::Fail,
+                    _ => GateVerdict::Pass,
+                };
+                let answer = |gate: &ExternalGate| ExternalAnswer { name: gate.name.clone(), verdict, sentence: "drawn".into() };
+                let answers = rollout.spec.external.iter().map(answer).collect();
+                process.inputs.push_back(Input::Asked { rollout: rollout.id, phase: rollout.phase, answers });
+                Ok(())
+            }
             Output::Apply(applied) => self.oracle.applied(node, &applied),
             Output::Lease { until } => {
                 let process = &mut self.processes[node];
@@ -1326,6 +1364,16 @@ impl<'a> World<'a> {
                 if *reason == AbortCause::Split.to_string() {
                     self.coverage.met(Situation::Split);
                 }
+                Ok(())
+            }
+            CoreEvent::Rollout { status, .. } => {
+                self.coverage.met(match *status {
+                    "running" => Situation::RolloutStepped,
+                    "promoted" => Situation::RolloutPromoted,
+                    "rolled_back" => Situation::RolloutTakenBack,
+                    "paused" => Situation::RolloutPaused,
+                    _ => Situation::RolloutQueued,
+                });
                 Ok(())
             }
             CoreEvent::Decided { txid, value, reason, .. } => {

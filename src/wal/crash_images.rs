@@ -21,7 +21,7 @@ use super::file::{PREALLOCATE_BYTES, Wal};
 use super::frame::{self, Chain, Tail};
 use crate::core::ballot::Ballot;
 use crate::core::durable::Durable;
-use crate::core::gate::GateLimits;
+use crate::core::gate::Gate;
 use crate::core::ids::{DiskId, MeshId, ModelId, NodeId, RouteName};
 use crate::core::record::Record;
 use crate::core::state::{CanaryChange, Change, Kind, RouteChange, RoutingState, Transaction};
@@ -165,7 +165,7 @@ struct Workload {
 impl Workload {
     fn begin(path: &Path, skip: Option<Skip>) -> Workload {
         let (mesh, node) = (MeshId::new("m").unwrap(), node());
-        let routes = [(route(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let routes = [(route(), (ModelId::new("v1").unwrap(), Gate::default()))];
         let state = RoutingState::genesis(&mesh, [node.clone(), NodeId::new("node-b").unwrap()], routes.into());
         let records = Durable::genesis(&mesh, &node, DiskId([1; 8]), state);
         let recorder = Recorder::new(path, skip);

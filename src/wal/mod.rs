@@ -150,7 +150,7 @@ impl WalError {
 #[cfg(test)]
 mod samples {
     use crate::core::ballot::Ballot;
-    use crate::core::gate::GateLimits;
+    use crate::core::gate::Gate;
     use crate::core::ids::{MeshId, ModelId, NodeId, RouteName, StateHash};
     use crate::core::record::Record;
     use crate::core::state::{CanaryChange, Change, Kind, RouteChange, RoutingState, Transaction, Weights};
@@ -165,7 +165,7 @@ mod samples {
     }
 
     pub(super) fn snapshot() -> Record {
-        let routes = [(route(), (ModelId::new("v1").unwrap(), GateLimits::default()))];
+        let routes = [(route(), (ModelId::new("v1").unwrap(), Gate::default()))];
         let state = RoutingState::genesis(&MeshId::new("m").unwrap(), [node()], routes.into());
         Record::Snapshot { genesis_hash: StateHash([1; 32]), slot: 0, state_hash: StateHash([1; 32]), state }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use canary_mesh::core::Node;
 use canary_mesh::core::durable::Durable;
-use canary_mesh::core::gate::GateLimits;
+use canary_mesh::core::gate::Gate;
 use canary_mesh::core::ids::{DiskId, MeshId, ModelId, NodeId, RouteName, Slot, StateHash, Time, TxId};
 use canary_mesh::core::io::{AdvanceVotes, After, Event, Input, LogIndex, Now, Outcome, Output, Settings as CoreSettings};
 use canary_mesh::core::message::{Message, PrepareAnswer};
@@ -217,7 +217,7 @@ impl World {
     /// Three nodes that are linked, admitted and caught up, with a canary committed in slot 1.
     pub fn start(settings: &Settings) -> World {
         let mesh = MeshId::new("small").unwrap();
-        let route = (RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), GateLimits::default()));
+        let route = (RouteName::new("default").unwrap(), (ModelId::new("v1").unwrap(), Gate::default()));
         let genesis = RoutingState::genesis(&mesh, (0..NODES).map(id), [route].into());
         let host = |x: usize| {
             let records = Durable::genesis(&mesh, &id(x), DiskId([x as u8 + 1; 8]), genesis.clone());

@@ -303,7 +303,7 @@ fn chaos(nodes: usize, seed: u64, steps: usize) -> Figures {
     let timing = json!({"heartbeat_ms": heartbeat_ms, "prepare_timeout_ms": prepare_timeout_ms, "lease_ms": 3 * heartbeat_ms});
     eprintln!("chaos: {nodes} nodes, seed {seed}, {steps} steps, heartbeat {heartbeat_ms} ms, votes within {prepare_timeout_ms} ms");
     // The gate is tried elsewhere: a node that was stopped is slow, and would veto all that follows.
-    let mesh = Mesh::with(dir, &IDS[..nodes], &timing, &json!({"requests_min": 1_000_000}));
+    let mesh = Mesh::with(dir, &IDS[..nodes], &timing, &json!({"dry_run": true}));
     let mut nemesis = Nemesis::begin(mesh, small);
     let run = Run::new(&nemesis);
     let request = requests()[0]["request"].to_string();

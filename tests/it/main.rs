@@ -13,6 +13,7 @@ mod chaos;
 mod command_line;
 mod consensus;
 mod data_plane;
+mod events;
 mod history;
 mod leases;
 mod logs;

@@ -1,6 +1,8 @@
 //! The gateway as a whole, without a front: requests in, answers out.
 
+mod mirror;
 mod onnx;
 mod rig;
 mod routing;
+mod trial;
 mod upstream;

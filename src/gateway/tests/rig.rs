@@ -21,7 +21,7 @@ use hyper::service::service_fn;
 use serde_json::Value;
 use smol_hyper::rt::FuturesIo;
 
-use crate::core::gate::GateLimits;
+use crate::core::gate::Gate;
 use crate::core::ids::{MeshId, ModelId, NodeId, RouteName, Time};
 use crate::core::state::{Model, RoutingState, Weights};
 use crate::gateway::{Body, Gateway};
@@ -43,7 +43,7 @@ pub fn node() -> NodeId {
 
 /// A state with one route.
 pub fn state(version: u64, stable: &str, canary: Option<(&str, u16)>) -> RoutingState {
-    let routes = [(route_name(), (ModelId::new(stable).unwrap(), GateLimits::default()))];
+    let routes = [(route_name(), (ModelId::new(stable).unwrap(), Gate::default()))];
     let mut state = RoutingState::genesis(&MeshId::new("test").unwrap(), [node()], routes.into());
     state.version = version;
     let route = state.routes.get_mut(&route_name()).unwrap();

@@ -1,5 +1,6 @@
 //! What tide answers, one file per group of resources.
 
+pub(super) mod events;
 pub(super) mod health;
 pub(super) mod history;
 pub(super) mod index;

@@ -157,15 +157,26 @@ mod tests {
         }
         let receipt = get(Fake::default(), "/transactions/node-a-1-7").json();
         check(&document, schema_of(&document, "get", "/transactions/{txid}", 200), &receipt, "receipt").unwrap();
+        let one = get(Fake::default(), "/rollouts/r7").json();
+        check(&document, schema_of(&document, "get", "/rollouts/{id}", 200), &one, "rollout").unwrap();
+        let stopping = Fake::default();
+        stopping.events.end();
         for (method, path, answer) in [
+            ("post", "/rollouts", post(Fake::default(), "/rollouts", r#"{"routes": {"default": "m"}}"#)),
+            ("post", "/rollouts", post(Fake::default(), "/rollouts", "{}")),
+            ("post", "/rollouts/{id}/pause", post(Fake::default(), "/rollouts/r7/pause", "")),
+            ("post", "/rollouts/undo", post(Fake::default(), "/rollouts/undo", "")),
             ("get", "/routing/state", get(Fake::default(), "/routing/state?route=nope")),
             ("get", "/history", get(Fake::default(), "/history?limit=x")),
+            ("get", "/events", get(Fake::default(), "/events?from=1")),
+            ("get", "/events", get(stopping, "/events")),
             ("post", "/transactions", post(Fake::default(), "/transactions", "{}")),
             ("post", "/rollback", post(Fake::default(), "/rollback", "{")),
             ("post", "/members", post(Fake::default(), "/members", "{}")),
             ("get", "/snapshot", get(Fake { ready: false, ..Fake::default() }, "/snapshot")),
             ("get", "/transactions/{txid}", get(Fake::default(), "/transactions/x")),
             ("get", "/rollouts/{id}", get(Fake::default(), "/rollouts/x")),
+            ("get", "/rollouts/{id}", get(Fake::default(), "/rollouts/r8")),
         ] {
             check(&document, schema_of(&document, method, path, answer.status), &answer.json(), path).unwrap();
         }
@@ -185,5 +196,10 @@ mod tests {
         example::<api::TransactionRequest>(&document, "/transactions");
         example::<api::RollbackRequest>(&document, "/rollback");
         example::<api::MembersRequest>(&document, "/members");
+        example::<api::RolloutRequest>(&document, "/rollouts");
+        for action in ["pause", "resume", "promote", "abort", "retry"] {
+            example::<api::RolloutActionRequest>(&document, &format!("/rollouts/{{id}}/{action}"));
+        }
+        example::<api::UndoRequest>(&document, "/rollouts/undo");
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::core::io::Proposal;
+use crate::core::rollout::Pause;
 use crate::sim::coverage::Situation;
 use crate::sim::node_name;
 use crate::sim::oracle::{Verdict, broken};
+use crate::sim::plan::CALM_US;
 use crate::sim::process::State;
 use crate::sim::world::wishes::probe;
 use crate::sim::world::{CALM_GAP_US, Event, Healed, LOOK_US, PROGRESS_US_MAX, World};
@@ -69,6 +71,7 @@ impl World<'_> {
             asked: 0,
             next_at: self.now + 500_000,
             agreed_at: None,
+            unfinished: None,
         });
         self.after(LOOK_US, Event::Look);
         Ok(())
@@ -114,9 +117,18 @@ impl World<'_> {
         let calm_us = if self.brief { 0 } else { self.plan.calm_us };
         let Some(healed) = &mut self.healed else { return Ok(()) };
         let since = *healed.agreed_at.get_or_insert(self.now);
+        let unfinished = self.oracle.state().rollouts.list.iter().filter(|rollout| !rollout.is_over()).count();
+        let unfinished_then = *healed.unfinished.get_or_insert(unfinished);
         if self.now >= since + calm_us {
             self.done = true;
-            return Ok(());
+            // A long line of them may take longer than the calm, but not even one of them may.
+            let stands = self.oracle.state().current_rollout().filter(|rollout| rollout.paused != Some(Pause { for_ms: None }));
+            return match stands {
+                Some(rollout) if calm_us >= CALM_US && unfinished >= unfinished_then => {
+                    broken("a rollout comes to an end", format!("{unfinished} have not, and {} is {:?}", rollout.id, rollout.phase))
+                }
+                _ => Ok(()),
+            };
         }
         healed.committed = false;
         healed.next_at = self.now + CALM_GAP_US;
