@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that docs/PROOF.md has figures of, one after another: hours. A part that fails does not keep the others from running.
 #
-#   scripts/prove.sh [PART...]     tests sim cuts mutants exhaustive images fuzz chaos; all of them unless said otherwise
+#   scripts/prove.sh [PART...]     tests sim cuts drivers mutants exhaustive images fuzz chaos; all of them unless said otherwise
 #
 #   SEEDS           seeds of the simulator (100000), from SEED (0) on
 #   CUTS            seeds of one node cut off (10000)
+#   DRIVERS         seeds of a rollout whose driver is killed (10000)
 #   FUZZ_SECONDS    for each fuzz target (60)
 #   CHAOS_MINUTES   with real nodes (60)
 #
@@ -23,6 +24,10 @@ cuts() {
   cargo build --release --locked && "$target/release/canary-mesh" sim --cuts --seeds "${CUTS:-10000}" --jobs "$(nproc)"
 }
 
+drivers() {
+  cargo build --release --locked && "$target/release/canary-mesh" sim --drivers --seeds "${DRIVERS:-10000}" --jobs "$(nproc)"
+}
+
 mutants() {
   cargo build --profile sim --features mutants --locked && "$target/sim/canary-mesh" sim --mutants --jobs "$(nproc)"
 }
@@ -35,7 +40,7 @@ fuzz() { scripts/fuzz.sh "${FUZZ_SECONDS:-60}"; }
 
 chaos() { scripts/chaos.sh "${CHAOS_MINUTES:-60}"; }
 
-all=(tests sim cuts mutants exhaustive images fuzz chaos)
+all=(tests sim cuts drivers mutants exhaustive images fuzz chaos)
 parts=("$@")
 [[ $# -gt 0 ]] || parts=("${all[@]}")
 for part in "${parts[@]}"; do

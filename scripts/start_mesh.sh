@@ -6,7 +6,7 @@ usage() {
   cat <<'END'
 Usage: scripts/start_mesh.sh [--no-demo] [--fresh]
 
-Builds in release, starts every node of peers.json, and waits until all are ready. Then a story of under a minute shows what the
+Builds in release, starts every node of peers.json, and waits until all are ready. Then a story of about a minute shows what the
 mesh does, also when a node is killed or cut off, and checks all that it says. The mesh is left running; scripts/stop_mesh.sh
 stops it. If anything fails, it is stopped at once.
 
@@ -53,6 +53,7 @@ finish() {
   trap - EXIT
   trap '' HUP INT PIPE TERM
   heal_links || true
+  hush
   if [[ $in_charge == yes ]]; then
     say "Stopping the mesh. Its logs are in $PWD/$logs/." >&2
     scripts/stop_mesh.sh --force >&2 || true

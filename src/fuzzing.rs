@@ -285,7 +285,7 @@ mod tests {
         }
         write("model_file", "seed".to_owned(), &fs::read("models/digits-v1.onnx").unwrap()[..2_000]);
         write("peers", "seed".to_owned(), &fs::read("peers.json").unwrap());
-        let peers = r#"{"mesh":"m","timing":{"heartbeat_ms":100,"prepare_timeout_ms":200,"lease_ms":300},"advance_votes":"all","genesis":{"default":{"stable_model_id":"v1","gate":{"requests_min":1,"bad_percent_max":2.5,"latency_ms_max":3,"p99_ms_max":4}}},"peers":[{"id":"a","control":"[::1]:1","data":"h:2"},{"id":"b","control":"h:3","data":"h:4"}],"partitions":[["a"],["b"]]}"#;
+        let peers = r#"{"mesh":"m","timing":{"heartbeat_ms":100,"prepare_timeout_ms":200,"lease_ms":300},"advance_votes":"all","genesis":{"default":{"stable_model_id":"v1","gate":{"alpha_local_percent":1,"alpha_fleet_percent":2.5,"latency_ms_max":3,"agreement_percent_min":90,"distance_percent_max":4,"dry_run":true},"sticky":{"cookie":"uid"},"shield":true}},"peers":[{"id":"a","control":"[::1]:1","data":"h:2"},{"id":"b","control":"h:3","data":"h:4"}],"partitions":[["a"],["b"]]}"#;
         write("peers", "seed-all".to_owned(), peers.as_bytes());
         for (n, text) in [
             r#"{"kind":"advance","changes":{"default":{"canary_model_id":"digits-v2","weights":{"stable":90,"canary":10}}},"idempotency_key":"k"}"#,

@@ -38,6 +38,8 @@
 //! | A node that lost its log does not vote under its old name | [`core::ids::DiskId`], recorded by every peer ([`core::record::Record::Peer`]) |
 //! | A request sees one routing version from start to end | the gateway's snapshot, swapped whole |
 //! | A canary is served on a lease only | every request that would go to one reads the clock: [`gateway::Gateway::lease`] |
+//! | No step of a rollout is skipped or made twice, whoever drives it | a step says where it begins: [`core::rollout::RolloutChange::Step`] |
+//! | A canary that is no worse is vetoed with a bounded probability, however often one looks | [`core::gate::bets`], and simulations beside it |
 //! | After a failed write or sync nothing more is written | [`wal::WalError::Poisoned`] |
 //! | Queues, frames, bodies, connections and caches have a limit | constants that end in `_MAX`; DESIGN_PLAN.md section 11 lists them |
 //!
@@ -50,10 +52,10 @@
 //!
 //! | where | what |
 //! |---|---|
-//! | [`core`] | the protocol: `participant`, `coordinator`, `resolver`, `learner`, [`core::liveness`]; the routing state, the gate, messages, records |
+//! | [`core`] | the protocol: `participant`, `coordinator`, `resolver`, `learner`, [`core::liveness`], [`core::rollout::driver`]; the routing state, [rollouts](core::rollout), the [gate](core::gate), messages, records |
 //! | [`wal`] | the durable log: format ([`wal::frame`]), append and sync, replay, compaction, [`wal::inspect`] |
 //! | [`mesh`] | links between nodes: frames, handshake, dialling, partitions. Knows bytes and peers, not what is agreed |
-//! | [`gateway`] | the data plane: split, models in the process and model servers, what is counted of them |
+//! | [`gateway`] | the data plane: split, sticky keys, mirroring, models in the process and model servers, what is counted of them |
 //! | [`http`] | the front: hyper reads and writes, tide answers, predictions go past tide to the gateway |
 //! | [`node`] | the shell: the run loop, start and stop, votes, events, peers.json read again, metrics |
 //! | [`cli`] | one file per command |

@@ -302,6 +302,9 @@ pub struct LoadArgs {
     /// Where to send them
     #[structopt(long, value_name = "path", default_value = "/predict", parse(try_from_str = path))]
     pub path: String,
+    /// Also writes every answer to this file, a line of comma-separated values each: when it was due, sent and answered, and who gave it
+    #[structopt(long, value_name = "file", parse(from_os_str))]
+    pub trace: Option<PathBuf>,
 }
 
 /// `bench`.

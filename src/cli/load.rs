@@ -2,6 +2,7 @@
 
 mod requests;
 mod tally;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::cli::output::{Console, Field, Tone, counted, milliseconds};
 use crate::cli::{Exit, Failure, Surroundings};
 use requests::Requests;
 use tally::{Report, Tally};
+use trace::{Moments, Trace};
 
 /// What all connections share.
 struct Job {
@@ -30,6 +32,7 @@ struct Job {
     nodes: u64,
     began: Instant,
     progress: ProgressBar,
+    trace: Option<Trace>,
     /// Requests without a proper answer so far, for the progress bar.
     failed: AtomicU64,
     interrupt: Interrupt,
@@ -49,6 +52,7 @@ pub async fn run(args: &LoadArgs, mesh: Mesh, around: &Surroundings, console: &m
     let requests = Requests::load(&args.file).map_err(Failure::usage)?;
     let count = args.count.unwrap_or(requests.len() as u64);
     let lanes = connect(mesh, args.connections).await?;
+    let trace = args.trace.as_deref().map(Trace::create).transpose().map_err(Failure::usage)?;
     let job = Arc::new(Job {
         requests,
         path: args.path.clone(),
@@ -57,6 +61,7 @@ pub async fn run(args: &LoadArgs, mesh: Mesh, around: &Surroundings, console: &m
         nodes: lanes.iter().map(|lane| lane.node + 1).max().unwrap_or(1),
         began: Instant::now(),
         progress: progress(count, around),
+        trace,
         failed: AtomicU64::new(0),
         interrupt: Interrupt::listen(around),
     });
@@ -66,6 +71,7 @@ pub async fn run(args: &LoadArgs, mesh: Mesh, around: &Surroundings, console: &m
     tallies.iter().for_each(|other| tally.add(other));
     let report = tally.report(job.began.elapsed());
     console.data(&report, |console| print(&report, console));
+    job.trace.as_ref().map_or(Ok(()), Trace::finish).map_err(Failure::refused)?;
     Ok(if report.failed > 0 { Exit::Refused } else { Exit::Ok })
 }
 
@@ -96,14 +102,18 @@ async fn drive(mut lane: Lane, job: Arc<Job>) -> Tally {
         if job.interrupt.came() {
             break;
         }
-        let sent = if late { due } else { Instant::now() };
+        let sent = Instant::now();
         let request = job.requests.turn(turn);
         let answer = lane.client.send(Method::POST, &job.path, request.body.clone()).await;
         if !answer.as_ref().is_ok_and(|answer| answer.status.is_success()) {
             let failed = job.failed.fetch_add(1, Ordering::Relaxed) + 1;
             job.progress.set_message(format!("({failed} failed)"));
         }
-        tally.count(request, &lane.client.target, answer, sent.elapsed());
+        let answered = Instant::now();
+        if let Some(trace) = &job.trace {
+            trace.note(&lane.client.target, &answer, Moments { due, sent, answered });
+        }
+        tally.count(request, &lane.client.target, answer, answered - if late { due } else { sent });
         job.progress.inc(1);
     }
     tally
@@ -246,6 +256,31 @@ mod tests {
         let done = load("{}\n", &format!("--endpoint {} --connections 1 --count 10 --output json", slow.address));
         let max = done.json()["variants"][0]["latency"]["max_ms"].as_f64().unwrap();
         assert!(max > 150.0, "ten requests at once over one connection that takes 20 ms each: the last waits for nine, {max} ms");
+    }
+
+    #[test]
+    fn a_trace_has_a_line_for_every_answer_and_for_every_request_without_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("trace.csv");
+        let (fine, gone) = (node("node-a", "stable", "digits-v1", false), nobody());
+        let done = load(&digits(), &format!("--endpoint {} --endpoint {gone} --trace {}", fine.address, file.display()));
+        assert_eq!(done.exit, Exit::Refused, "{done:?}");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<Vec<_>> = text.lines().map(|line| line.split(',').collect()).collect();
+        assert_eq!(lines[0], ["due_ms", "sent_ms", "answered_ms", "node", "status", "variant", "model", "version", "reason"]);
+        assert_eq!(lines.len(), 1 + 9);
+        let answers: Vec<_> = lines[1..].iter().filter(|line| line[3] == "node-a").collect();
+        assert_eq!(answers.len(), 5);
+        for line in answers {
+            assert_eq!(line[4..], ["200", "stable", "digits-v1", "", "split"]);
+            let [due, sent, answered] = [0, 1, 2].map(|at| line[at].parse::<f64>().unwrap());
+            assert!(due <= sent && sent < answered, "{line:?}");
+        }
+        let gone = gone.to_string();
+        assert_eq!(lines[1..].iter().filter(|line| line[3] == gone && line[4..].concat().is_empty()).count(), 4);
+        let nowhere = dir.path().join("no/such/folder.csv");
+        let done = load(&digits(), &format!("--endpoint {} --trace {}", fine.address, nowhere.display()));
+        assert_eq!(done.exit, Exit::Usage, "{done:?}");
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! [`Node::step`] is the one entrance. It makes one change, and every output of it is handed back before the next; what must
 //! be durable before what is sent stands in [`io`]. The roles of a node are files, and each is an `impl` of the one [`Node`]:
 //! `participant` (votes, promises, accepts), `coordinator` (drives one transaction), `resolver` (takes over an open slot),
-//! `learner` (decides, applies, catches up), `lease` (serves a canary by leave of a majority, and gives its own).
+//! `learner` (decides, applies, catches up), `lease` (serves a canary by leave of a majority, and gives its own), `rollout::driver` (goes on
+//! with a rollout, and takes it back by this node's own evidence).
 //!
 //! Invariants, each held up by the type or the check named:
 //! - One slot is open at a time, head + 1, and only its decision closes it ([`durable::Durable::apply`]).

@@ -3,7 +3,7 @@
 use super::framing::{Framing, Part, Step};
 use super::resources::read_json;
 use super::{Limits, Refusal};
-use crate::api::{RollbackRequest, TransactionRequest};
+use crate::api::{RollbackRequest, RolloutRequest, TransactionRequest};
 
 /// A connection's bytes. However they arrive, the same heads and bodies come out, and the same refusal.
 pub(crate) fn requests(stream: &[u8]) {
@@ -41,6 +41,10 @@ fn parts(stream: &[u8], piece: usize) -> (Vec<(bool, usize)>, Option<Refusal>) {
 
 /// The body of a change. What is taken is the same when it is written and read again.
 pub(crate) fn change(body: &[u8]) {
+    if let Ok(read) = read_json::<RolloutRequest>(body) {
+        let written = serde_json::to_vec(&read).unwrap_or_default();
+        assert_eq!(read_json::<RolloutRequest>(&written), Ok(read));
+    }
     if let Ok(read) = read_json::<TransactionRequest>(body) {
         let written = serde_json::to_vec(&read).unwrap_or_default();
         assert_eq!(read_json::<TransactionRequest>(&written), Ok(read));

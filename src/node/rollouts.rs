@@ -201,9 +201,14 @@ fn stable_then(now: &RoutingState, then: &RoutingState, only: Option<&RouteName>
     let wanted = now.routes.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let other = wanted.filter_map(|(name, route)| {
         let model = &then.routes.get(name)?.stable;
-        (*model != route.stable).then(|| (name.clone(), model.clone()))
+        (!is_same(model, &route.stable)).then(|| (name.clone(), model.clone()))
     });
     other.collect()
+}
+
+/// The genesis names a model without its file.
+fn is_same(one: &Model, other: &Model) -> bool {
+    one.id == other.id && (one.digest == other.digest || one.digest.is_none() || other.digest.is_none())
 }
 
 fn gate_view(judgement: Judgement) -> api::GateView {

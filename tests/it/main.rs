@@ -21,4 +21,6 @@ mod members;
 mod mesh;
 mod nemesis;
 mod partitions;
+mod rollouts;
 mod tidy;
+mod traffic;

@@ -108,13 +108,18 @@ impl Mesh {
 
     /// With this timing, and these limits of the gate.
     pub fn with(dir: TempDir, ids: &[&str], timing: &Value, gate: &Value) -> Mesh {
+        Mesh::with_genesis(dir, ids, timing, &json!({"default": {"stable_model_id": "digits-v1", "gate": gate}}))
+    }
+
+    /// With this timing, and these routes.
+    pub fn with_genesis(dir: TempDir, ids: &[&str], timing: &Value, genesis: &Value) -> Mesh {
         let ports = free_ports(ids.len() * 2);
         let nodes: Vec<_> = ids.iter().zip(ports.chunks(2)).map(|(id, ports)| Node::new(id, ports, dir.path())).collect();
         let peers = json!({
             "mesh": "test",
             "timing": timing,
             "advance_votes": "unfenced",
-            "genesis": {"default": {"stable_model_id": "digits-v1", "gate": gate}},
+            "genesis": genesis,
             "peers": nodes.iter().map(Node::peer).collect::<Vec<_>>(),
         });
         let mesh = Mesh { dir, nodes, peers };

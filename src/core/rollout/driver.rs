@@ -11,7 +11,7 @@ use std::hash::{Hash, Hasher};
 
 use crate::core::Node;
 use crate::core::digest::left;
-use crate::core::gate::{Judgement, RouteEvidence, Verdict, judge, judge_fleet};
+use crate::core::gate::{Grouped, Judgement, RouteEvidence, Verdict, judge, judge_fleet};
 use crate::core::ids::{ModelId, NodeId, RouteName, Time};
 use crate::core::io::{CallerId, Event, Outcome, Output, Proposal, Receipt};
 use crate::core::message::HealthSnapshot;
@@ -25,6 +25,8 @@ pub const ROLLOUT_AGAIN_MS: u64 = 250;
 pub const ROLLOUT_AGAIN_MS_MAX: u64 = 4_000;
 /// From one question to external gates to the next, while they neither pass nor fail, in milliseconds.
 pub const EXTERNAL_AGAIN_MS: u64 = 5_000;
+/// How long a pass of external gates holds while the rollout waits for something else, in milliseconds.
+pub const EXTERNAL_PASS_MS: u64 = 60_000;
 /// How long after bad news of a rollout's canary the others are told, in milliseconds: one beat for many events.
 pub const TELL_EVIDENCE_MS: u64 = 10;
 
@@ -275,19 +277,14 @@ impl Node {
         let fleet: Vec<_> = rollout.spec.routes.keys().filter_map(|name| self.judge_fleet(name)).collect();
         let (now, again_at) = (self.now.time, self.driving.again_at);
         let external = match &self.driving.external {
-            // Who has neither passed nor failed is asked again.
-            External::Answered(at, answers)
-                if answers.iter().all(|answer| answer.verdict != Verdict::Inconclusive) || now < at.plus_ms(EXTERNAL_AGAIN_MS) =>
-            {
-                Some(answers.as_slice())
-            }
+            External::Answered(at, answers) if now < at.plus_ms(good_for_ms(answers)) => Some(answers.as_slice()),
             _ => None,
         };
         let sight = self.sight(&rollout, &fleet, external);
         match next_move(sight) {
             Move::Wait(why, left) => {
                 let again = match &self.driving.external {
-                    External::Answered(at, _) => Some(at.plus_ms(EXTERNAL_AGAIN_MS)).filter(|at| *at > now),
+                    External::Answered(at, answers) => Some(at.plus_ms(good_for_ms(answers))).filter(|at| *at > now),
                     _ => None,
                 };
                 self.driving.due = left.map(|ms| now.plus_ms(ms.max(1))).into_iter().chain(again).min();
@@ -388,10 +385,10 @@ impl Node {
     /// The sums of what all members counted speak against a canary that this transaction would give more.
     pub(in crate::core) fn fleet_veto(&self, tx: &Transaction, votes: &[CastVote]) -> Option<String> {
         let state = self.durable.state();
-        let evidence = || votes.iter().flat_map(|cast| &cast.vote.evidence);
         let judged = state.raised_by(&tx.change).into_iter().filter_map(|name| {
-            let route = state.routes.get(name)?;
-            Some(judge_fleet(name, route, &state.gate_of(name), evidence()))
+            let of_route = |cast: &CastVote| cast.vote.evidence.iter().find(|seen| seen.route == *name).cloned();
+            let seen: Vec<_> = votes.iter().filter_map(|cast| Some((&cast.node, of_route(cast)?))).collect();
+            self.judge_together(name, seen.iter().map(|(node, seen)| (*node, seen)))
         });
         judged.into_iter().find(|judgement| judgement.veto).map(|judgement| judgement.sentence)
     }
@@ -451,11 +448,35 @@ impl Node {
 
     /// What the sums over all members come to, as far as they are known here; `None` if there is no such route.
     pub fn judge_fleet(&self, name: &RouteName) -> Option<Judgement> {
+        let members = self.durable.state().members.keys();
+        self.judge_together(name, members.filter_map(|member| Some((member, self.evidence_of(member, name)?))))
+    }
+
+    /// A fail says at whom the canary was bad: where somebody has to look.
+    fn judge_together<'a>(
+        &self,
+        name: &RouteName,
+        seen: impl Iterator<Item = (&'a NodeId, &'a RouteEvidence)> + Clone,
+    ) -> Option<Judgement> {
         let state = self.durable.state();
         let route = state.routes.get(name)?;
-        let evidence = state.members.keys().filter_map(|member| self.evidence_of(member, name));
-        Some(judge_fleet(name, route, &state.gate_of(name), evidence))
+        let mut judgement = judge_fleet(name, route, &state.gate_of(name), seen.clone().map(|(_, seen)| seen));
+        let bad = |(node, seen): (&NodeId, &RouteEvidence)| {
+            let trial = seen.trial.filter(|trial| trial.salt == route.salt && trial.canary.bad > 0)?;
+            Some(format!("{node} {}", Grouped(trial.canary.bad)))
+        };
+        let bad: Vec<_> = seen.filter_map(bad).collect();
+        if judgement.verdict == Verdict::Fail && !bad.is_empty() {
+            judgement.sentence.push_str(&format!("; bad at {}", bad.join(", ")));
+        }
+        Some(judgement)
     }
+}
+
+/// Who has neither passed nor failed is asked again soon, and a pass of long ago is none.
+fn good_for_ms(answers: &[ExternalAnswer]) -> u64 {
+    let all_tell = answers.iter().all(|answer| answer.verdict != Verdict::Inconclusive);
+    if all_tell { EXTERNAL_PASS_MS } else { EXTERNAL_AGAIN_MS }
 }
 
 fn longest_timeout_ms(rollout: &Rollout) -> u64 {
