@@ -709,6 +709,9 @@ pub struct RolloutView {
     pub fleet: BTreeMap<RouteName, GateView>,
     /// What each member's own numbers come to, as far as the node that answers has heard; empty unless it is under way.
     pub nodes: Vec<NodeVerdict>,
+    /// The last decision of the mesh, with every vote; null unless it is under way.
+    #[serde(default)]
+    pub last_decision: Option<HistoryEntry>,
     /// The transaction that asked for it.
     pub txid: TxId,
 }

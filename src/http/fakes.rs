@@ -114,6 +114,7 @@ pub(crate) fn rollouts() -> RolloutList {
             stable: Tally { requests: 1_904, bad: 3 },
             canary: Tally { requests: 412, bad: 0 },
         }],
+        last_decision: None,
         txid: "node-a-1-6".parse().unwrap(),
     };
     RolloutList { node: node("node-a"), rollouts: vec![rollout] }

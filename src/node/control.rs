@@ -103,7 +103,7 @@ fn receipt(receipt: Receipt) -> api::Receipt {
     }
 }
 
-fn history_entry(decision: &Decision) -> api::HistoryEntry {
+pub(super) fn history_entry(decision: &Decision) -> api::HistoryEntry {
     let (outcome, reason, excused, at) = match &decision.value {
         Value::Commit(commit) => (api::Outcome::Committed, None, commit.excused.as_slice(), commit.at),
         Value::Abort(abort) => (api::Outcome::Aborted, Some(abort.cause.to_string()), &[][..], abort.at),

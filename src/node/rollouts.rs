@@ -10,7 +10,7 @@ use crate::core::io::Proposal;
 use crate::core::rollout::{OnInconclusive, Pause, Phase, Rollout, RolloutChange, RolloutId, RolloutSpec, Step};
 use crate::core::state::{CanaryChange, Change, Kind, Model, RouteChange, RoutingState, WEIGHT_WHOLE_BP};
 use crate::http::{Refusal, RolloutAction};
-use crate::node::control::ControlPlane;
+use crate::node::control::{ControlPlane, history_entry};
 use crate::node::external;
 
 /// The steps of a rollout that names none, in basis points.
@@ -201,6 +201,8 @@ fn stable_then(now: &RoutingState, then: &RoutingState, only: Option<&RouteName>
     let wanted = now.routes.iter().filter(|(name, _)| only.is_none_or(|only| only == *name));
     let other = wanted.filter_map(|(name, route)| {
         let model = &then.routes.get(name)?.stable;
+        // Its file is known where it was stable last, and then it takes no rollout.
+        let model = route.previous_stable.as_ref().filter(|previous| is_same(previous, model)).unwrap_or(model);
         (!is_same(model, &route.stable)).then(|| (name.clone(), model.clone()))
     });
     other.collect()
@@ -273,6 +275,7 @@ fn view(node: &Node, rollout: &Rollout) -> api::RolloutView {
         external: external.collect(),
         fleet: names().filter_map(|name| Some((name.clone(), gate_view(node.judge_fleet(name)?)))).collect(),
         nodes: names().flat_map(|name| state.members.keys().map(move |member| (member, name))).filter_map(member).collect(),
+        last_decision: node.durable().decision(node.durable().head().slot).filter(|_| under_way).map(history_entry),
         txid: TxId::clone(&txid),
     }
 }

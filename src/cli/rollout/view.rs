@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::api::{GateView, NodeVerdict, RolloutStatus, RolloutView, StepRequest};
+use crate::api::{GateView, HistoryEntry, NodeVerdict, RolloutStatus, RolloutView, StepRequest, VoteLine, VoteWord};
 use crate::cli::output::{Console, Field, Tone, listed};
 use crate::cli::rollout::known::{Voice, is_under_way};
 use crate::core::gate::{Grouped, Tally, Verdict};
-use crate::core::ids::{ModelId, NodeId, RouteName};
+use crate::core::ids::{ModelId, NodeId, RouteName, Slot};
 use crate::core::rollout::{OnInconclusive, Pause};
 
 /// Width of a progress bar, in characters.
@@ -105,6 +105,9 @@ impl Scene<'_> {
                 None if is_under_way(rollout) => console.line(&format!("gate    {name}: no answer known")),
                 None => {}
             }
+        }
+        if let Some(decision) = &rollout.last_decision {
+            console.line(&format!("votes   {}", votes(decision)));
         }
         if is_under_way(rollout) {
             self.table(console);
@@ -211,6 +214,20 @@ fn steps(rollout: &RolloutView) -> String {
     rollout.steps.iter().enumerate().map(step).collect::<Vec<_>>().join("  ")
 }
 
+/// `slot 7, advance committed: node-a yes, node-b yes, node-c excused`. Reasons stand with those who said no.
+fn votes(decision: &HistoryEntry) -> String {
+    let kind = decision.kind.map(|kind| format!("{kind} ")).unwrap_or_default();
+    let vote = |line: &VoteLine| match (&line.reason, line.vote) {
+        (Some(reason), VoteWord::No) => format!("{} no ({reason})", line.node),
+        _ => format!("{} {}", line.node, line.vote),
+    };
+    let votes = match decision.votes.is_empty() {
+        true => decision.reason.clone().unwrap_or_else(|| "no vote was heard".to_owned()),
+        false => listed(decision.votes.iter().map(vote)),
+    };
+    format!("slot {}, {kind}{}: {votes}", decision.slot, decision.outcome)
+}
+
 /// A part of a whole, as a bar.
 fn bar(part: u64, whole: u64) -> String {
     let whole = whole.max(1);
@@ -230,6 +247,7 @@ fn span(ms: u64) -> String {
 pub struct Told {
     place: Option<(RolloutStatus, Option<usize>)>,
     driver: Option<NodeId>,
+    decided: Slot,
     fleet: BTreeMap<RouteName, Verdict>,
     external: BTreeMap<ModelId, Verdict>,
     nodes: BTreeMap<(NodeId, RouteName), Verdict>,
@@ -250,6 +268,10 @@ impl Told {
         if let Some(driver) = rollout.driver.as_ref().filter(|driver| self.driver.as_ref() != Some(driver)) {
             self.driver = Some(driver.clone());
             changes.push(format!("driven by {driver}"));
+        }
+        if let Some(decision) = rollout.last_decision.as_ref().filter(|decision| decision.slot > self.decided) {
+            self.decided = decision.slot;
+            changes.push(votes(decision));
         }
         // That too little has been seen yet is what everybody begins with.
         let mut news = |before: Option<Verdict>, gate: &GateView, who: &dyn Fn() -> String| {

@@ -218,8 +218,24 @@ fn stable_is_made_again_what_it_was_at_an_earlier_version_by_a_rollout_where_tha
     done(&mesh, "rollout undo");
     wait_stable(&mesh, &[0, 1, 2], "digits-v3");
     // Version 2 made digits-v2 stable.
-    done(&mesh, "rollout undo --to-version 2 --watch");
+    let back = done(&mesh, "rollout undo --to-version 2 --watch");
+    assert_eq!(back["outcome"], "promoted", "{back}");
     wait_stable(&mesh, &[0, 1, 2], "digits-v2");
+    // digits-v3 was stable just before, so this is a mere undoing.
+    let undone = |version: u64, model: &str| {
+        let back = done(&mesh, &format!("rollout undo --to-version {version}"));
+        assert_eq!((&back["rollout"], &back["outcome"]), (&Value::Null, &json!("committed")), "{back}");
+        wait_stable(&mesh, &[0, 1, 2], model);
+    };
+    undone(4, "digits-v3");
+
+    // And so it is for the model of the genesis, though the genesis does not know its file.
+    assert_eq!(done(&mesh, "rollout undo --to-version 0 --watch")["outcome"], "promoted");
+    wait_stable(&mesh, &[0, 1, 2], "digits-v1");
+    let begun = done(&mesh, "rollout start --model digits-v2 --bake 1h");
+    done(&mesh, &format!("rollout promote {} --full", begun["rollout"].as_str().unwrap()));
+    wait_stable(&mesh, &[0, 1, 2], "digits-v2");
+    undone(0, "digits-v1");
 }
 
 #[test]

@@ -93,10 +93,10 @@ fn what_one_node_sees_takes_the_canary_back_everywhere_and_the_reason_names_it_a
     let mut mesh = mesh(600, &json!({}));
     start(&mut mesh, [&[], FAILING, &[]]);
     let traffic = Traffic::begin(&mesh);
-    // The sum over all would be enough one bad answer earlier.
+    // By the usual bounds the sum over all is enough one bad answer earlier. Whoever drives looks at its own numbers first.
     let id = begin(
         &mesh,
-        0,
+        1,
         &json!({
             "routes": {"default": "digits-v2"}, "steps": steps(&[10.0, 100.0]), "bake_ms": 3_600_000,
             "gate": {"alpha_fleet_percent": 0.01},
