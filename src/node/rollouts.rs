@@ -250,6 +250,8 @@ fn view(node: &Node, rollout: &Rollout) -> api::RolloutView {
         status: match (phase, paused) {
             (Phase::Queued, _) => api::RolloutStatus::Queued,
             (Phase::Step(_), None) => api::RolloutStatus::Running,
+            // Its time is over: only bake and gates hold it now.
+            (Phase::Step(_), Some(_)) if times.is_some_and(|(_, left)| left == Some(0)) => api::RolloutStatus::Running,
             (Phase::Step(_), Some(_)) => api::RolloutStatus::Paused,
             (Phase::Promoted, _) => api::RolloutStatus::Promoted,
             (Phase::RolledBack, _) => api::RolloutStatus::RolledBack,

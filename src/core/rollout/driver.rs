@@ -19,10 +19,12 @@ use crate::core::rollout::{OnInconclusive, Pause, Phase, Rollout, RolloutChange,
 use crate::core::state::{Change, Kind, Transaction};
 use crate::core::value::{AbortCause, CastVote};
 
-/// First pause after a step that did not come about, in milliseconds. Doubles with every further one.
+/// First pause after a step, or a taking back, that did not come about, in milliseconds. Doubles with every further one.
 pub const ROLLOUT_AGAIN_MS: u64 = 250;
-/// Longest pause after a step that did not come about, in milliseconds.
-pub const ROLLOUT_AGAIN_MS_MAX: u64 = 4_000;
+/// Longest pause after a step that did not come about, in milliseconds: each try is a slot of the log, and may be in vain for a night.
+pub const STEP_AGAIN_MS_MAX: u64 = 60_000;
+/// Longest pause after a taking back that did not come about, in milliseconds. There was no majority for it, so it took no slot.
+pub const ABORT_AGAIN_MS_MAX: u64 = 4_000;
 /// From one question to external gates to the next, while they neither pass nor fail, in milliseconds.
 pub const EXTERNAL_AGAIN_MS: u64 = 5_000;
 /// How long a pass of external gates holds while the rollout waits for something else, in milliseconds.
@@ -51,9 +53,9 @@ pub(in crate::core) struct Driving {
     seen: Option<Seen>,
     /// When to look at it again.
     pub(in crate::core) due: Option<Time>,
-    /// No step is tried before this.
-    again_at: Time,
-    tries: u32,
+    /// When a step may be tried again, and when taking it back may. The one does not wait for the other.
+    step_again: Again,
+    abort_again: Again,
     /// Own proposals that are not answered yet.
     stepping: bool,
     aborting: bool,
@@ -62,6 +64,21 @@ pub(in crate::core) struct Driving {
     external: External,
     /// What the driver waits for, in a sentence.
     waits_for: Option<String>,
+}
+
+/// When something may be tried again that did not come about.
+#[derive(Clone, Copy, Debug, Default)]
+struct Again {
+    at: Time,
+    tries: u32,
+}
+
+impl Again {
+    /// It has failed once more.
+    fn failed(&mut self, now: Time, ms_max: u64) {
+        let pause_ms = ROLLOUT_AGAIN_MS.saturating_mul(1 << self.tries.min(16)).min(ms_max);
+        *self = Again { at: now.plus_ms(pause_ms), tries: self.tries.saturating_add(1) };
+    }
 }
 
 /// Since when this node has known a rollout to be where it is.
@@ -89,11 +106,14 @@ enum External {
 impl Driving {
     /// What of it decides what the node does next: see [`Node::digest`].
     pub(in crate::core) fn digest(&self, now: Time, into: &mut impl Hasher) {
-        let Driving { seen, due, again_at, tries, stepping, aborting, hopeless, external, waits_for: _ } = self;
+        let Driving { seen, due, step_again, abort_again, stepping, aborting, hopeless, external, waits_for: _ } = self;
         if let Some(Seen { id, phase, paused, step_at, paused_at, still_since }) = seen {
             (id, phase, paused, left(*step_at, now), left(*paused_at, now), left(*still_since, now)).hash(into);
         }
-        (seen.is_some(), due.map(|at| left(now, at)), left(now, *again_at), tries, stepping, aborting, hopeless).hash(into);
+        (seen.is_some(), due.map(|at| left(now, at)), stepping, aborting, hopeless).hash(into);
+        for Again { at, tries } in [step_again, abort_again] {
+            (left(now, *at), tries).hash(into);
+        }
         match external {
             External::NotAsked => 0u8.hash(into),
             External::Asked(at) => (1u8, left(*at, now)).hash(into),
@@ -239,7 +259,8 @@ impl Node {
             if moved {
                 (self.driving.hopeless, self.driving.external) = (None, External::NotAsked);
             }
-            (self.driving.again_at, self.driving.tries, self.driving.waits_for) = (now, 0, None);
+            (self.driving.step_again, self.driving.abort_again) = (Again::default(), Again::default());
+            self.driving.waits_for = None;
         }
         self.driving.due = self.driving.seen.map(|_| now);
     }
@@ -275,7 +296,7 @@ impl Node {
             return;
         }
         let fleet: Vec<_> = rollout.spec.routes.keys().filter_map(|name| self.judge_fleet(name)).collect();
-        let (now, again_at) = (self.now.time, self.driving.again_at);
+        let now = self.now.time;
         let external = match &self.driving.external {
             External::Answered(at, answers) if now < at.plus_ms(good_for_ms(answers)) => Some(answers.as_slice()),
             _ => None,
@@ -306,7 +327,7 @@ impl Node {
             }
             Move::Abort(reason) => self.abort_rollout(rollout.id, reason),
             Move::Go if self.driving.stepping => {}
-            Move::Go if now < again_at => self.driving.due = Some(again_at),
+            Move::Go if now < self.driving.step_again.at => self.driving.due = Some(self.driving.step_again.at),
             Move::Go => {
                 self.driving.stepping = true;
                 let change = Change::Rollout(RolloutChange::Step { id: rollout.id, from: rollout.phase });
@@ -316,12 +337,12 @@ impl Node {
     }
 
     fn abort_rollout(&mut self, id: RolloutId, reason: String) {
-        let (now, again_at) = (self.now.time, self.driving.again_at);
         self.driving.waits_for = Some(format!("taken back: {reason}"));
         if self.driving.aborting {
             return;
         }
-        if now < again_at && !self.driving.stepping {
+        let again_at = self.driving.abort_again.at;
+        if self.now.time < again_at {
             self.driving.due = Some(again_at);
             return;
         }
@@ -341,7 +362,7 @@ impl Node {
             Outcome::Committed => return true,
             Outcome::Aborted(cause) => cause,
             Outcome::Unknown(why) => {
-                self.step_again(why.clone());
+                self.again(caller, why.clone());
                 return true;
             }
         };
@@ -353,16 +374,19 @@ impl Node {
         }
         let no = receipt.votes.iter().filter(|cast| !cast.vote.yes);
         let no: Vec<_> = no.map(|cast| format!("{} voted no: {}", cast.node, cast.vote.reason.as_deref().unwrap_or_default())).collect();
-        self.step_again(if no.is_empty() { cause.to_string() } else { no.join("; ") });
+        self.again(caller, if no.is_empty() { cause.to_string() } else { no.join("; ") });
         true
     }
 
-    fn step_again(&mut self, why: String) {
-        let driving = &mut self.driving;
-        let pause = ROLLOUT_AGAIN_MS.saturating_mul(1 << driving.tries.min(8)).min(ROLLOUT_AGAIN_MS_MAX);
-        driving.tries = driving.tries.saturating_add(1);
-        driving.again_at = self.now.time.plus_ms(pause);
-        driving.due = Some(driving.again_at);
+    /// Looks at the rollout again when the one may be tried again, and at once if it is hopeless.
+    fn again(&mut self, caller: CallerId, why: String) {
+        let (now, driving) = (self.now.time, &mut self.driving);
+        let (again, ms_max) = match caller {
+            ABORT_CALLER => (&mut driving.abort_again, ABORT_AGAIN_MS_MAX),
+            _ => (&mut driving.step_again, STEP_AGAIN_MS_MAX),
+        };
+        again.failed(now, ms_max);
+        driving.due = Some(if driving.hopeless.is_some() && !driving.aborting { now.max(driving.abort_again.at) } else { again.at });
         driving.waits_for = Some(why);
     }
 
