@@ -33,7 +33,7 @@ impl Node {
             Value::Commit(_) => None,
             Value::Abort(abort) => Some(abort.cause.to_string()),
         };
-        let rollouts = self.durable.state().rollouts.clone();
+        let rollouts = decision.value.is_commit().then(|| self.durable.state().rollouts.clone());
         if self.append(Record::Decided { decision: decision.clone() }).is_none() {
             return false;
         }
@@ -42,10 +42,10 @@ impl Node {
         let (txid, value) = (decision.value.txid().cloned(), decision.word());
         self.event(Event::Decided { slot, txid, value, version, state_hash, reason });
         self.leave_slot();
-        if decision.value.is_commit() {
+        if let Some(before) = rollouts {
             self.check_links();
             self.apply();
-            self.tell_rollouts(&rollouts);
+            self.tell_rollouts(&before);
         }
         self.settle(Some(&decision));
         if !decision.value.is_commit() && decision.value.kind() == Some(Kind::Reduce) {

@@ -364,7 +364,7 @@ impl RoutingState {
             next.applied_keys.push_back(AppliedKey { key: key.clone(), txid: tx.txid.clone() });
         }
         match (&tx.change, tx.kind) {
-            (Change::Routes(changes), Kind::Advance | Kind::Reduce) => next.change_routes(changes, tx)?,
+            (Change::Routes(changes), Kind::Advance | Kind::Reduce) => next.change_routes(self, changes, tx)?,
             (Change::Members(change), Kind::Config) => next.change_members(change)?,
             (Change::Rollout(change), Kind::Advance | Kind::Reduce) => next.change_rollout(change, tx)?,
             _ => return Err(ChangeError::WrongKind(tx.kind)),
@@ -374,11 +374,15 @@ impl RoutingState {
         Ok(next)
     }
 
-    fn change_routes(&mut self, changes: &BTreeMap<RouteName, RouteChange>, tx: &Transaction) -> Result<(), ChangeError> {
+    fn change_routes(
+        &mut self,
+        before: &RoutingState,
+        changes: &BTreeMap<RouteName, RouteChange>,
+        tx: &Transaction,
+    ) -> Result<(), ChangeError> {
         if changes.is_empty() {
             return Err(ChangeError::NoChange("no route is named".into()));
         }
-        let before = self.clone();
         for (name, change) in changes {
             let Some(old) = before.routes.get(name) else { return Err(self.unknown_route(name)) };
             let mut new = old.after(name, change)?;
@@ -400,7 +404,7 @@ impl RoutingState {
             self.routes.insert(name.clone(), new);
         }
         if tx.kind == Kind::Reduce {
-            self.follow_reduce(&before, tx);
+            self.follow_reduce(before, tx);
         }
         Ok(())
     }

@@ -1,10 +1,12 @@
 //! What a transaction does to rollouts, and what it does to routes because of one.
 
+use std::collections::BTreeSet;
+
 use crate::core::ids::RouteName;
 use crate::core::rollout::{
     Pause, Phase, ROLLOUT_REASON_BYTES_MAX, ROLLOUTS_KEPT_MAX, ROLLOUTS_WAITING_MAX, Rollout, RolloutChange, RolloutId, RolloutSpec,
 };
-use crate::core::state::{ChangeError, Kind, RoutingState, Transaction, Weights, new_salt};
+use crate::core::state::{ChangeError, Kind, Route, RoutingState, Transaction, Weights, new_salt};
 
 impl RoutingState {
     pub(in crate::core) fn change_rollout(&mut self, change: &RolloutChange, tx: &Transaction) -> Result<(), ChangeError> {
@@ -151,16 +153,12 @@ impl RoutingState {
 
     fn abort_rollout(&mut self, id: RolloutId, reason: &str, version: u64) -> Result<(), ChangeError> {
         let rollout = self.rollout(id).ok_or_else(|| unknown(id))?;
-        let (models, previous) = (rollout.spec.routes.clone(), rollout.previous.clone());
+        let models = rollout.spec.routes.clone();
         match rollout.phase {
             Phase::Queued => {}
             Phase::Step(_) => self.remove_canaries(models.keys(), version),
             Phase::Promoted => {
-                let untouched = |(name, model): (&RouteName, &_)| {
-                    let route = self.routes.get(name);
-                    route.is_some_and(|route| route.stable == *model && route.previous_stable.as_ref() == previous.get(name))
-                };
-                if !models.iter().all(untouched) {
+                if !models.keys().all(|name| self.routes.get(name).is_some_and(|route| rollout.has_promoted(name, route))) {
                     return Err(ChangeError::Rollout(format!("rollout {id} was promoted, and its routes have changed since")));
                 }
                 for name in models.keys() {
@@ -199,21 +197,21 @@ impl RoutingState {
     /// whose promotion was taken back is rolled back.
     pub(in crate::core) fn follow_reduce(&mut self, before: &RoutingState, tx: &Transaction) {
         let version = self.version + 1;
-        let (mut gone, mut lowered, mut demoted) = (Vec::new(), Vec::new(), Vec::new());
-        for rollout in &self.rollouts.list {
+        let (mut gone, mut lowered) = (Vec::new(), Vec::new());
+        for rollout in self.rollouts.list.iter().filter(|rollout| rollout.is_under_way()) {
             let routes = || rollout.spec.routes.keys().filter_map(|name| Some((before.routes.get(name)?, self.routes.get(name)?)));
-            match rollout.phase {
-                Phase::Step(_) if routes().any(|(_, now)| now.canary.is_none()) => gone.push(rollout.id),
-                Phase::Step(_) if routes().any(|(old, now)| old.weights != now.weights) => lowered.push(rollout.id),
-                Phase::Promoted
-                    if routes()
-                        .any(|(old, now)| old.stable != now.stable && rollout.spec.routes.values().any(|model| *model == old.stable)) =>
-                {
-                    demoted.push(rollout.id);
-                }
-                _ => {}
+            if routes().any(|(_, now)| now.canary.is_none()) {
+                gone.push(rollout.id);
+            } else if routes().any(|(old, now)| old.weights != now.weights) {
+                lowered.push(rollout.id);
             }
         }
+        let demoted = self.routes.iter().filter_map(|(name, now)| {
+            let old = before.routes.get(name).filter(|old| old.stable != now.stable)?;
+            // An earlier one may have made the same promotion, and is long over.
+            self.rollouts.list.iter().rfind(|rollout| rollout.has_promoted(name, old)).map(|rollout| rollout.id)
+        });
+        let demoted: BTreeSet<_> = demoted.collect();
         for id in gone.iter().chain(&demoted) {
             if let Ok(rollout) = self.rollout_mut(*id) {
                 rollout.end(Phase::RolledBack, version, Some(&format!("taken back by transaction {}", tx.txid)));
@@ -244,6 +242,12 @@ impl RoutingState {
 }
 
 impl Rollout {
+    /// Whether the route is as this rollout's promotion left it.
+    fn has_promoted(&self, name: &RouteName, route: &Route) -> bool {
+        let brought = self.spec.routes.get(name) == Some(&route.stable) && self.previous.get(name) == route.previous_stable.as_ref();
+        self.phase == Phase::Promoted && brought
+    }
+
     fn end(&mut self, phase: Phase, version: u64, reason: Option<&str>) {
         (self.phase, self.paused, self.since) = (phase, None, version);
         self.reason = reason.map(|reason| shortened(reason, ROLLOUT_REASON_BYTES_MAX));
@@ -368,6 +372,27 @@ mod tests {
         let later = advance(&promoted, RolloutChange::Start(Box::new(later))).unwrap();
         let later = advance(&later, RolloutChange::Full { id: RolloutId(2) }).unwrap();
         assert_eq!(later.after(&abort()).unwrap_err().to_string(), "rollout r1 was promoted, and its routes have changed since");
+    }
+
+    #[test]
+    fn a_promotion_taken_back_by_hand_ends_the_rollout_that_made_it_and_no_other() {
+        let promoted = |before: &RoutingState, models: &[(&str, &str)]| {
+            let routes = models.iter().map(|(name, id)| (route(name), model(id))).collect();
+            let begun = advance(before, RolloutChange::Start(Box::new(RolloutSpec { routes, ..spec(&[], &[100]) }))).unwrap();
+            let id = begun.rollouts.list.back().unwrap().id;
+            advance(&begun, RolloutChange::Full { id }).unwrap()
+        };
+        let phases_after_going_back = |state: &RoutingState, stable: &str| {
+            let back = RouteChange { stable: Some(model(stable)), canary: CanaryChange::Keep, weights: None };
+            let after = state.after(&tx(Kind::Reduce, Change::Routes([(route("one"), back)].into()))).unwrap();
+            after.rollouts.list.iter().map(|rollout| rollout.phase).collect::<Vec<_>>()
+        };
+        // The same model was brought to another route by an earlier rollout.
+        let two = promoted(&promoted(&state(), &[("one", "v2"), ("two", "v3")]), &[("one", "v3")]);
+        assert_eq!(phases_after_going_back(&two, "v2"), [Phase::Promoted, Phase::RolledBack]);
+        // The same model was brought to this route by an earlier rollout.
+        let three = promoted(&promoted(&promoted(&state(), &[("one", "v2")]), &[("one", "v3")]), &[("one", "v2")]);
+        assert_eq!(phases_after_going_back(&three, "v3"), [Phase::Promoted, Phase::Promoted, Phase::RolledBack]);
     }
 
     #[test]

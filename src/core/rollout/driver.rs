@@ -312,8 +312,9 @@ impl Node {
                 self.driving.waits_for = Some(why);
             }
             Move::Ask => {
+                let again_ms = EXTERNAL_AGAIN_MS.max(longest_timeout_ms(&rollout));
                 let asked = match self.driving.external {
-                    External::Asked(at) if now < at.plus_ms(EXTERNAL_AGAIN_MS.max(longest_timeout_ms(&rollout))) => Some(at),
+                    External::Asked(at) if now < at.plus_ms(again_ms) => Some(at),
                     _ => None,
                 };
                 if asked.is_none() {
@@ -321,7 +322,7 @@ impl Node {
                     let version = self.durable.state().version;
                     self.out.push(Output::Ask { rollout: Box::new(rollout.clone()), version });
                 }
-                let again = asked.unwrap_or(now).plus_ms(EXTERNAL_AGAIN_MS.max(longest_timeout_ms(&rollout)));
+                let again = asked.unwrap_or(now).plus_ms(again_ms);
                 self.driving.due = Some(again);
                 self.driving.waits_for = Some("external gates are being asked".into());
             }
