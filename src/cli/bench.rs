@@ -13,8 +13,8 @@ use crate::cli::args::BenchCommitArgs;
 use crate::cli::client::{CallError, Client, Mesh, within};
 use crate::cli::interrupt::Interrupt;
 use crate::cli::latency::{Latencies, Quantiles};
-use crate::cli::output::{Console, Field, Tone, counted, listed, milliseconds};
-use crate::cli::propose::with_canary;
+use crate::cli::output::{Console, Field, Tone, counted, milliseconds};
+use crate::cli::propose::{route_of, with_canary};
 use crate::cli::{Exit, Failure, Surroundings, receipt};
 use crate::core::ids::{ModelId, NodeId, Slot};
 use crate::core::state::Kind;
@@ -93,10 +93,7 @@ pub async fn commit(args: &BenchCommitArgs, mut mesh: Mesh, around: &Surrounding
 async fn check(args: &BenchCommitArgs, mesh: &mut Mesh) -> Result<(), Failure> {
     for client in &mut mesh.clients {
         let routing: Routing = client.get("/routing").await?;
-        let Some(route) = routing.routes.get(&args.route) else {
-            let message = format!("there is no route {}; the routes of {} are {}", args.route, routing.node, listed(routing.routes.keys()));
-            return Err(Failure::refused(message));
-        };
+        let route = route_of(&routing, &args.route)?;
         if let Some(canary) = &route.canary_model_id {
             let message = format!(
                 "route {} has the canary {canary} at {} already, and this needs the route for itself; take it away first: canary-mesh rollback --route {}",

@@ -6,7 +6,15 @@ use crate::cli::client::Mesh;
 use crate::cli::output::{Console, listed};
 use crate::cli::receipt::{IN_FORCE, key_or_random, no_canary_of, submit};
 use crate::cli::{Exit, Failure};
+use crate::core::ids::RouteName;
 use crate::core::state::{Kind, WEIGHT_WHOLE_BP};
+
+/// What the node says of this route.
+pub fn route_of<'r>(routing: &'r Routing, name: &RouteName) -> Result<&'r RouteView, Failure> {
+    routing.routes.get(name).ok_or_else(|| {
+        Failure::refused(format!("there is no route {name}; the routes of {} are {}", routing.node, listed(routing.routes.keys())))
+    })
+}
 
 /// Looks at the route, proposes, and prints the receipt.
 pub async fn run(args: ProposeArgs, mut mesh: Mesh, console: &mut Console<'_>) -> Result<Exit, Failure> {
@@ -15,9 +23,7 @@ pub async fn run(args: ProposeArgs, mut mesh: Mesh, console: &mut Console<'_>) -
     }
     // Whoever answers this gets the proposal: a node that hangs is found out before anything is at stake.
     let (client, routing) = mesh.ask::<Routing>("/routing").await?;
-    let route = routing.routes.get(&args.route).ok_or_else(|| {
-        Failure::refused(format!("there is no route {}; the routes of {} are {}", args.route, routing.node, listed(routing.routes.keys())))
-    })?;
+    let route = route_of(&routing, &args.route)?;
     let (change, kind) = change(&args, route)?;
     let key = key_or_random(args.idempotency_key);
     let goal = if args.no_canary { no_canary_of(Some(&args.route)) } else { IN_FORCE.to_owned() };

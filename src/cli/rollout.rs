@@ -12,7 +12,8 @@ use crate::cli::args::{RolloutCommand, ShowArgs, StartArgs};
 use crate::cli::client::Mesh;
 use crate::cli::countdown;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::output::{Console, Field, counted, listed};
+use crate::cli::output::{Console, Field, counted};
+use crate::cli::propose::route_of;
 use crate::cli::receipt::{IN_FORCE, conclude, failure, key_or_random, send, tell};
 use crate::cli::{Exit, Failure, Surroundings};
 use crate::core::rollout::RolloutId;
@@ -124,9 +125,8 @@ async fn start(args: StartArgs, mut mesh: Mesh, around: &Surroundings, console: 
     let key = key_or_random(request.idempotency_key.take());
     request.idempotency_key = Some(key.clone());
     let (at, routing) = awake(&mut mesh).await?;
-    if let Some(route) = request.routes.keys().find(|route| !routing.routes.contains_key(*route)) {
-        let routes = listed(routing.routes.keys());
-        return Err(Failure::refused(format!("there is no route {route}; the routes of {} are {routes}", routing.node)));
+    for route in request.routes.keys() {
+        route_of(&routing, route)?;
     }
     carry_out(Order { at, path: PATH.into(), request, key, goal: IN_FORCE.into(), then }, mesh, around, console).await
 }

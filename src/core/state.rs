@@ -409,7 +409,8 @@ impl RoutingState {
         Ok(())
     }
 
-    pub(super) fn unknown_route(&self, name: &RouteName) -> ChangeError {
+    /// There is no such route, and which there are.
+    pub fn unknown_route(&self, name: &RouteName) -> ChangeError {
         let routes: Vec<_> = self.routes.keys().map(RouteName::as_str).collect();
         ChangeError::UnknownRoute(name.clone(), routes.join(", "))
     }

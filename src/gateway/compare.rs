@@ -5,7 +5,6 @@
 //! dimension the largest of each row must be in the same place, as a classifier's are; other floating point may differ by a share of the
 //! larger one. Everything else (text, objects, other shapes, what is not JSON) cannot be compared, and then nothing is said.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -15,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::core::state::WEIGHT_WHOLE_BP;
 use crate::gateway::elements::Datatype;
-use crate::gateway::v2::DIMENSIONS_MAX;
+use crate::gateway::v2::{DIMENSIONS_MAX, TensorJson};
 
 /// Numbers of one answer at most that are compared.
 pub const COMPARED_ELEMENTS_MAX: usize = 65_536;
@@ -59,20 +58,9 @@ impl Number {
 #[derive(Deserialize)]
 struct AnswerJson<'a> {
     #[serde(borrow)]
-    outputs: Option<Vec<OutputJson<'a>>>,
+    outputs: Option<Vec<TensorJson<'a>>>,
     #[serde(borrow)]
     predictions: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct OutputJson<'a> {
-    #[serde(borrow)]
-    name: Cow<'a, str>,
-    shape: Vec<usize>,
-    #[serde(borrow)]
-    datatype: Cow<'a, str>,
-    #[serde(borrow)]
-    data: &'a RawValue,
 }
 
 impl Answer {
@@ -106,7 +94,7 @@ impl Answer {
     }
 }
 
-impl OutputJson<'_> {
+impl TensorJson<'_> {
     fn read(&self) -> Option<Output> {
         let kind = match (Datatype::parse(&self.datatype), self.datatype.as_ref()) {
             (Some(Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64), _) | (None, "BF16") => Kind::Real,

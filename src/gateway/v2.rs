@@ -63,20 +63,21 @@ pub(crate) struct InferRequest {
 struct RequestJson<'a> {
     id: Option<String>,
     #[serde(borrow)]
-    inputs: Vec<InputJson<'a>>,
+    inputs: Vec<TensorJson<'a>>,
     #[serde(borrow)]
     outputs: Option<Vec<OutputName<'a>>>,
 }
 
+/// An input of a request, or an output of an answer, with its numbers unread.
 #[derive(Deserialize)]
-struct InputJson<'a> {
+pub(super) struct TensorJson<'a> {
     #[serde(borrow)]
-    name: Cow<'a, str>,
-    shape: Vec<usize>,
+    pub(super) name: Cow<'a, str>,
+    pub(super) shape: Vec<usize>,
     #[serde(borrow)]
-    datatype: Cow<'a, str>,
+    pub(super) datatype: Cow<'a, str>,
     #[serde(borrow)]
-    data: &'a RawValue,
+    pub(super) data: &'a RawValue,
 }
 
 #[derive(Deserialize)]
@@ -90,7 +91,7 @@ impl InferRequest {
     pub(crate) fn read(body: &[u8], inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Result<InferRequest, String> {
         let json: RequestJson<'_> =
             serde_json::from_slice(body).map_err(|error| format!("the body is not a V2 inference request: {error}"))?;
-        let mut given: BTreeMap<&str, &InputJson<'_>> = BTreeMap::new();
+        let mut given: BTreeMap<&str, &TensorJson<'_>> = BTreeMap::new();
         for input in &json.inputs {
             if !inputs.iter().any(|spec| spec.name == input.name) {
                 return Err(format!("the model has no input {:?}; it wants {}", input.name, list(inputs)));
@@ -123,7 +124,7 @@ impl InferRequest {
     }
 }
 
-impl InputJson<'_> {
+impl TensorJson<'_> {
     fn tensor<'s>(&self, spec: &'s TensorSpec, sizes: &mut BTreeMap<&'s str, (usize, &'s str)>) -> Result<Tensor, String> {
         let Some(claimed) = Datatype::parse(&self.datatype) else {
             let all = Datatype::ALL.map(Datatype::as_str).join(", ");

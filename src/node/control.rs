@@ -243,9 +243,7 @@ impl ControlPlane {
 
     fn rollback_change(&self, state: &RoutingState, request: &api::RollbackRequest) -> Result<Change, Refusal> {
         if let Some(name) = request.route.as_ref().filter(|name| !state.routes.contains_key(*name)) {
-            let routes: Vec<_> = state.routes.keys().map(RouteName::as_str).collect();
-            let error = ChangeError::UnknownRoute(name.clone(), routes.join(", "));
-            return Err(Refusal::new(400, "unknown_route", error.to_string()));
+            return Err(Refusal::new(400, "unknown_route", state.unknown_route(name).to_string()));
         }
         let back = |route: &Route| match (&route.canary, &route.previous_stable) {
             (_, Some(previous)) if request.stable => {

@@ -55,8 +55,7 @@ impl ControlPlane {
         let mut routes = BTreeMap::new();
         for (name, id) in request.routes {
             if !state.routes.contains_key(&name) {
-                let names: Vec<_> = state.routes.keys().map(RouteName::as_str).collect();
-                return Err(Refusal::new(400, "unknown_route", format!("there is no route {name}; the routes are {}", names.join(", "))));
+                return Err(Refusal::new(400, "unknown_route", state.unknown_route(&name).to_string()));
             }
             routes.insert(name, self.model(&id).await?);
         }
@@ -135,7 +134,7 @@ impl ControlPlane {
         }
         let now = self.view.load().state.clone();
         if let Some(name) = route.as_ref().filter(|name| !now.routes.contains_key(*name)) {
-            return Err(Refusal::new(400, "unknown_route", format!("there is no route {name}")));
+            return Err(Refusal::new(400, "unknown_route", now.unknown_route(name).to_string()));
         }
         let mut targets = match to_version {
             None => last_promotion(&now, route.as_ref()),

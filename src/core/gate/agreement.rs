@@ -22,6 +22,11 @@ pub struct Agreement {
 }
 
 impl Agreement {
+    /// How many were not alike.
+    pub fn differed(&self) -> u64 {
+        self.compared.saturating_sub(self.agreed)
+    }
+
     /// Whether the share of equal answers is certainly below `min_bp`, certainly above it, or neither. `threshold` is `1/α`.
     pub fn verdict(&self, min_bp: u16, threshold: f64) -> Verdict {
         if self.compared == 0 {

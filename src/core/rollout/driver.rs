@@ -220,9 +220,7 @@ impl Node {
         let Some(rollout) = state.current_rollout().filter(|rollout| rollout.is_under_way()) else { return };
         let against = |health: &HealthSnapshot, name: &RouteName| {
             let trial = health.routes.iter().find(|seen| seen.route == *name).and_then(|seen| seen.trial);
-            trial.map(|trial| {
-                (trial.salt, trial.bets, trial.agreement.compared - trial.agreement.agreed.min(trial.agreement.compared), trial.unreachable)
-            })
+            trial.map(|trial| (trial.salt, trial.bets, trial.agreement.differed(), trial.unreachable))
         };
         if rollout.spec.routes.keys().any(|name| against(&before, name) != against(&self.health, name)) {
             let linked: Vec<_> = self.liveness.linked().cloned().collect();

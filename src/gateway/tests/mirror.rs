@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use bytes::Bytes;
 use futures::StreamExt as _;
-use futures::channel::mpsc::UnboundedReceiver;
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -92,6 +93,21 @@ fn pair(
     let gateway = Gateway::new(node(), dir.path().to_owned());
     route_loaded(&gateway, &mirrored("steady", ("trial", 0), mirror_bp));
     Pair { gateway, heard, _dir: dir, _servers: [steady, trial] }
+}
+
+type Say = UnboundedSender<std::io::Result<Bytes>>;
+
+/// Stable's answers are said in the test, part by part. The warm-up gets one too, and nobody says anything in it.
+fn spoken_pair() -> (Pair, UnboundedReceiver<Say>, Say) {
+    let (said_in, mut said) = ear();
+    let stable = move || {
+        let (say, body) = spoken();
+        said_in.unbounded_send(say).unwrap();
+        Response::new(body)
+    };
+    let pair = pair(stable, Some(V2), 10_000);
+    let warm_up = run(said.next()).unwrap();
+    (pair, said, warm_up)
 }
 
 fn saying(text: &'static str) -> impl Fn() -> Response<super::rig::ServerBody> + Send + Sync + 'static {
@@ -226,18 +242,7 @@ fn large_bodies_are_not_copied() {
 
 #[test]
 fn stables_answer_is_not_held_back_and_a_copy_begins_when_it_has_passed() {
-    let (said_in, mut said) = ear();
-    let mut pair = pair(
-        move || {
-            let (say, body) = spoken();
-            // The warm-up gets one too, and nobody says anything in it.
-            said_in.unbounded_send(say).unwrap();
-            Response::new(body)
-        },
-        Some(V2),
-        10_000,
-    );
-    let _warm_up = run(said.next());
+    let (mut pair, mut said, _warm_up) = spoken_pair();
     run(async {
         let mut heard = Heard::new(pair.gateway.predict(&route_name(), post("{}")).await.into_body());
         let say = said.next().await.unwrap();
@@ -283,17 +288,7 @@ fn a_caller_is_not_kept_waiting_by_a_canary_and_no_more_copies_are_under_way_tha
 
 #[test]
 fn a_canary_that_was_taken_away_gets_no_more_copies() {
-    let (said_in, mut said) = ear();
-    let mut pair = pair(
-        move || {
-            let (say, body) = spoken();
-            said_in.unbounded_send(say).unwrap();
-            Response::new(body)
-        },
-        Some(V2),
-        10_000,
-    );
-    let _warm_up = run(said.next());
+    let (mut pair, mut said, _warm_up) = spoken_pair();
     let answer: Answer = run(async {
         let response = pair.gateway.predict(&route_name(), post("{}")).await;
         let say = said.next().await.unwrap();
