@@ -137,7 +137,7 @@ impl ControlPlane {
             return Err(Refusal::new(400, "unknown_route", now.unknown_route(name).to_string()));
         }
         let mut targets = match to_version {
-            None => last_promotion(&now, route.as_ref()),
+            None => now.last_promotion(route.as_ref()),
             Some(version) => {
                 let then = self.query(move |node| node.durable().state_at(version)).await.flatten().ok_or_else(|| {
                     let sentence = format!("what version {version} was is not known here any more; `canary-mesh history` has what is kept");
@@ -177,22 +177,6 @@ impl ControlPlane {
         };
         self.start(spec, key).await
     }
-}
-
-/// The stable models before the last promotion, which may have been one of several routes together.
-fn last_promotion(now: &RoutingState, only: Option<&RouteName>) -> BTreeMap<RouteName, Model> {
-    let wanted = |name: &RouteName| only.is_none_or(|only| only == name);
-    let promoted = now.rollouts.list.iter().rfind(|rollout| rollout.phase == Phase::Promoted);
-    let back = |(name, route): (&RouteName, &crate::core::state::Route)| Some((name.clone(), route.previous_stable.clone()?));
-    let routes = || now.routes.iter().filter(|(name, _)| wanted(name));
-    let together = promoted.map(|rollout| &rollout.spec.routes).filter(|_| only.is_none());
-    let of_rollout: BTreeMap<_, _> =
-        together.map(|of| routes().filter(|(name, _)| of.contains_key(*name)).filter_map(back).collect()).unwrap_or_default();
-    if !of_rollout.is_empty() {
-        return of_rollout;
-    }
-    let newest = routes().filter(|(_, route)| route.previous_stable.is_some()).map(|(_, route)| route.since).max();
-    routes().filter(|(_, route)| Some(route.since) == newest).filter_map(back).collect()
 }
 
 /// The stable models of then, where they are others now.

@@ -1,12 +1,12 @@
 //! What a transaction does to rollouts, and what it does to routes because of one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::RouteName;
 use crate::core::rollout::{
     Pause, Phase, ROLLOUT_REASON_BYTES_MAX, ROLLOUTS_KEPT_MAX, ROLLOUTS_WAITING_MAX, Rollout, RolloutChange, RolloutId, RolloutSpec,
 };
-use crate::core::state::{ChangeError, Kind, Route, RoutingState, Transaction, Weights, new_salt};
+use crate::core::state::{ChangeError, Kind, Model, Route, RoutingState, Transaction, Weights, new_salt};
 
 impl RoutingState {
     pub(in crate::core) fn change_rollout(&mut self, change: &RolloutChange, tx: &Transaction) -> Result<(), ChangeError> {
@@ -230,6 +230,18 @@ impl RoutingState {
         self.forget_old_rollouts();
     }
 
+    /// The stable models before the last promotion, of the routes that it left as they are; or of this route. One by hand counts from
+    /// when its route was last changed: it leaves no other trace.
+    pub fn last_promotion(&self, only: Option<&RouteName>) -> BTreeMap<RouteName, Model> {
+        let promoted = self.routes.iter().filter(|(name, _)| only.is_none_or(|only| only == *name)).filter_map(|(name, route)| {
+            let by = self.rollouts.list.iter().rfind(|rollout| rollout.has_promoted(name, route));
+            Some((by.map_or(route.since, |rollout| rollout.since), name.clone(), route.previous_stable.clone()?))
+        });
+        let promoted: Vec<_> = promoted.collect();
+        let newest = promoted.iter().map(|(version, ..)| *version).max();
+        promoted.into_iter().filter(|(version, ..)| Some(*version) == newest).map(|(_, name, previous)| (name, previous)).collect()
+    }
+
     /// The oldest of those that are over are forgotten first.
     fn forget_old_rollouts(&mut self) {
         let over = self.rollouts.list.iter().filter(|rollout| rollout.is_over()).count();
@@ -289,7 +301,7 @@ mod tests {
     use crate::core::gate::Gate;
     use crate::core::ids::{Digest, MeshId, ModelId, NodeId};
     use crate::core::rollout::{OnInconclusive, Step};
-    use crate::core::state::{CanaryChange, Change, Model, RouteChange};
+    use crate::core::state::{CanaryChange, Change, RouteChange};
 
     fn route(name: &str) -> RouteName {
         RouteName::new(name).unwrap()
@@ -334,6 +346,14 @@ mod tests {
         state.routes.values().map(|route| (route.canary.as_ref().map(|model| model.id.as_str()), route.weights.canary)).collect()
     }
 
+    /// By a rollout of its own.
+    fn promoted(before: &RoutingState, models: &[(&str, &str)]) -> RoutingState {
+        let routes = models.iter().map(|(name, id)| (route(name), model(id))).collect();
+        let begun = advance(before, RolloutChange::Start(Box::new(RolloutSpec { routes, ..spec(&[], &[100]) }))).unwrap();
+        let id = begun.rollouts.list.back().unwrap().id;
+        advance(&begun, RolloutChange::Full { id }).unwrap()
+    }
+
     const R1: RolloutId = RolloutId(1);
 
     #[test]
@@ -376,12 +396,6 @@ mod tests {
 
     #[test]
     fn a_promotion_taken_back_by_hand_ends_the_rollout_that_made_it_and_no_other() {
-        let promoted = |before: &RoutingState, models: &[(&str, &str)]| {
-            let routes = models.iter().map(|(name, id)| (route(name), model(id))).collect();
-            let begun = advance(before, RolloutChange::Start(Box::new(RolloutSpec { routes, ..spec(&[], &[100]) }))).unwrap();
-            let id = begun.rollouts.list.back().unwrap().id;
-            advance(&begun, RolloutChange::Full { id }).unwrap()
-        };
         let phases_after_going_back = |state: &RoutingState, stable: &str| {
             let back = RouteChange { stable: Some(model(stable)), canary: CanaryChange::Keep, weights: None };
             let after = state.after(&tx(Kind::Reduce, Change::Routes([(route("one"), back)].into()))).unwrap();
@@ -393,6 +407,29 @@ mod tests {
         // The same model was brought to this route by an earlier rollout.
         let three = promoted(&promoted(&promoted(&state(), &[("one", "v2")]), &[("one", "v3")]), &[("one", "v2")]);
         assert_eq!(phases_after_going_back(&three, "v3"), [Phase::Promoted, Phase::Promoted, Phase::RolledBack]);
+    }
+
+    #[test]
+    fn the_last_promotion_is_that_of_all_its_routes_by_whomever_it_was_made() {
+        let last = |state: &RoutingState, only: Option<&str>| {
+            let last = state.last_promotion(only.map(route).as_ref());
+            last.into_iter().map(|(name, model)| format!("{name} {}", model.id)).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(last(&state(), None), "");
+        let together = promoted(&state(), &[("one", "v2"), ("two", "v3")]);
+        assert_eq!((last(&together, None), last(&together, Some("two"))), ("one v1, two v1".into(), "two v1".into()));
+        let by_hand = |state: &RoutingState, name: &str, change: RouteChange| {
+            state.after(&tx(Kind::Advance, Change::Routes([(route(name), change)].into()))).unwrap()
+        };
+        let canary = RouteChange { stable: None, canary: CanaryChange::Set(model("v5")), weights: None };
+        let tried = by_hand(&together, "three", canary.clone());
+        // A new canary of a promoted route makes no promotion of it.
+        assert_eq!(last(&by_hand(&tried, "one", canary), None), "one v1, two v1");
+        let promote = RouteChange { stable: Some(model("v5")), canary: CanaryChange::Keep, weights: None };
+        assert_eq!(last(&by_hand(&tried, "three", promote), None), "three v1");
+        // What has gone on since is not taken back with the rest.
+        assert_eq!(last(&promoted(&together, &[("one", "v4")]), None), "one v2");
+        assert_eq!(last(&promoted(&promoted(&state(), &[("three", "v4")]), &[("two", "v3")]), Some("three")), "three v1");
     }
 
     #[test]
