@@ -611,7 +611,7 @@ pub struct UndoRequest {
     /// As of this routing version; without it, before the last promotion.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_version: Option<u64>,
-    /// Only this route; without it, every route that differs.
+    /// Only this route; without it, all that differ, or that the last promotion switched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<RouteName>,
     /// Applied at most once, however often it is sent.

@@ -184,7 +184,7 @@ pub struct UndoArgs {
     /// What they were at this routing version (see history) [default: before the last promotion]
     #[structopt(long, value_name = "version")]
     pub to_version: Option<u64>,
-    /// Only this route [default: every route that differs]
+    /// Only this route [default: all that differ, or that the last promotion switched]
     #[structopt(long, value_name = "route")]
     pub route: Option<RouteName>,
     /// Shows how it goes until it is over, or in force everywhere; told to stop before, exits 5
