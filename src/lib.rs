@@ -130,6 +130,7 @@ pub mod api;
 pub mod cli;
 mod clock;
 pub mod core;
+pub mod eventloop;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzzing;
