@@ -5,6 +5,7 @@
 //! sockets of callers: requests and answers are `http` types, so any front can carry them; connections to model servers come
 //! from a [`Net`].
 
+mod address;
 mod backend;
 mod body;
 mod compare;

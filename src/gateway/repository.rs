@@ -14,10 +14,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::core::ids::{Digest, ModelId};
 use crate::core::state::Model;
+use crate::gateway::address::Address;
 use crate::gateway::backend::Backend;
 use crate::gateway::net::Net;
 use crate::gateway::onnx::Onnx;
-use crate::gateway::upstream::{Address, Upstream};
+use crate::gateway::upstream::Upstream;
 use crate::gateway::workers::said;
 
 /// Largest model file, in bytes: what one Protocol Buffers message may have.

@@ -19,6 +19,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 
 use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
+use crate::gateway::address::Address;
 use crate::gateway::headers::remove_hop_by_hop;
 use crate::gateway::net::Net;
 use crate::gateway::payload::Payload;
@@ -37,52 +38,6 @@ pub const UPSTREAM_IN_FLIGHT_MAX: usize = 1_024;
 
 /// Where the Open Inference Protocol V2 says whether a server is ready.
 const READY_PATH: &str = "/v2/health/ready";
-
-/// Where a model server is: `http://host[:port][/path]`.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Address {
-    /// Name or address, without brackets.
-    host: String,
-    port: u16,
-    /// `host[:port]` as it was written: the `Host` header.
-    authority: HeaderValue,
-    /// Replaces the request's own path, if it was named.
-    path: Option<PathAndQuery>,
-}
-
-impl Address {
-    /// Reads an address. The error says what is wrong with it.
-    pub(crate) fn parse(text: &str) -> Result<Address, String> {
-        let wrong = |why: &str| format!("{text:?} is not the address of a model server: {why}");
-        let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| wrong(&error.to_string()))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(wrong("https is not spoken to model servers; put them on http, or behind a local TLS proxy")),
-            _ => return Err(wrong("it must begin with http://")),
-        }
-        if uri.query().is_some() || text.contains('#') {
-            return Err(wrong("it may have a path, but no '?' or '#'"));
-        }
-        let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?;
-        if authority.as_str().contains('@') {
-            return Err(wrong("a user name or password cannot stand in it"));
-        }
-        let (host, port) = (authority.host(), authority.as_str().strip_prefix(authority.host()).unwrap_or_default());
-        if host.is_empty() || (!port.is_empty() && authority.port_u16().is_none()) {
-            return Err(wrong("it needs a host, and a port up to 65535 if any"));
-        }
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let header = HeaderValue::from_str(authority.as_str()).map_err(|error| wrong(&error.to_string()))?;
-        let path = uri.path_and_query().filter(|path| path.as_str() != "/").cloned();
-        Ok(Address { host, port: authority.port_u16().unwrap_or(80), authority: header, path })
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.authority.to_str().unwrap_or(&self.host))
-    }
-}
 
 /// A request that got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -171,7 +126,7 @@ impl Upstream {
     /// The request's own path and query, unless the model's file names a path.
     fn target(&self, uri: &Uri) -> PathAndQuery {
         let own = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match (&self.address.path, uri.query()) {
+        match (self.address.path(), uri.query()) {
             (None, _) => own(),
             (Some(path), None) => path.clone(),
             // Both parts have been parsed before, so together they parse again.
@@ -189,7 +144,7 @@ impl Upstream {
         let permit = self.admit()?;
         *request.version_mut() = Version::HTTP_11;
         *request.uri_mut() = Uri::from(target);
-        request.headers_mut().insert(HOST, self.address.authority.clone());
+        request.headers_mut().insert(HOST, self.address.authority().clone());
         let mut may_reuse = true;
         loop {
             let (mut sender, reused) = self.connection(may_reuse, limit).await?;
@@ -227,7 +182,7 @@ impl Upstream {
                 return Ok((sender, true));
             }
             let refused = |error| UpstreamError::Connect(self.address.to_string(), error);
-            let io = self.net.connect(&self.address.host, self.address.port).await.map_err(refused)?;
+            let io = self.net.connect(self.address.host(), self.address.port()).await.map_err(refused)?;
             let broken = |error| UpstreamError::HungUp(self.address.to_string(), error);
             let (sender, connection) = http1::handshake(io).await.map_err(broken)?;
             // Its errors reach whoever waits for an answer on it.
