@@ -10,6 +10,8 @@ mod backend;
 mod body;
 mod compare;
 mod elements;
+#[allow(dead_code, reason = "the forward paths come next")]
+mod endpoints;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod headers;
