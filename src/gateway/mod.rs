@@ -10,7 +10,7 @@ mod backend;
 mod body;
 mod compare;
 mod elements;
-#[allow(dead_code, reason = "the forward paths come next")]
+#[allow(dead_code, reason = "probes and metrics come next")]
 mod endpoints;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -24,6 +24,7 @@ mod payload;
 mod predict;
 mod refusal;
 mod repository;
+mod server_file;
 mod snapshot;
 mod split;
 mod stats;

@@ -1,7 +1,7 @@
 //! A request that the gateway answers itself because no model did: what is wrong, where, and whether a model is to blame.
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 use serde::Serialize;
 
@@ -23,16 +23,18 @@ pub(crate) struct Refusal {
     pub(crate) bad: Option<Bad>,
     /// There was no connection to the model, or it ended before an answer.
     pub(crate) unreached: bool,
+    /// When to come again, in seconds, if that would help.
+    pub(crate) retry_after_s: Option<u64>,
 }
 
 impl Refusal {
     /// The caller's to correct.
     pub(crate) fn of_caller(status: StatusCode, code: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { status, code, message: message.into(), bad: None, unreached: false }
+        Refusal { status, code, message: message.into(), bad: None, unreached: false, retry_after_s: None }
     }
 
     fn of_model(status: StatusCode, code: &'static str, message: String, bad: Bad) -> Refusal {
-        Refusal { status, code, message, bad: Some(bad), unreached: false }
+        Refusal { status, code, message, bad: Some(bad), unreached: false, retry_after_s: None }
     }
 
     /// The model is not there.
@@ -53,6 +55,7 @@ impl Refusal {
 
     /// `who` says which variant and model it was.
     pub(crate) fn of_inference(error: InferError, who: &str) -> Refusal {
+        let retry_after_s = matches!(error, InferError::Work(WorkError::Busy)).then_some(1);
         let (status, code, bad) = match &error {
             InferError::Malformed(why) => return Refusal::of_caller(StatusCode::BAD_REQUEST, "invalid_request", why),
             InferError::Failed(_) | InferError::Work(WorkError::Panicked(_)) => {
@@ -61,7 +64,7 @@ impl Refusal {
             InferError::Work(WorkError::Busy) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Bad::ServerError),
             InferError::Work(WorkError::Late(_)) => (StatusCode::GATEWAY_TIMEOUT, "inference_timeout", Bad::Timeout),
         };
-        Refusal::of_model(status, code, format!("{who}: {error}"), bad)
+        Refusal { retry_after_s, ..Refusal::of_model(status, code, format!("{who}: {error}"), bad) }
     }
 
     /// `who` says which variant and model it was.
@@ -71,13 +74,16 @@ impl Refusal {
             Connect(..) => (StatusCode::BAD_GATEWAY, "upstream_unreachable", Some(Bad::Connection)),
             HungUp(..) => (StatusCode::BAD_GATEWAY, "upstream_hung_up", Some(Bad::Connection)),
             ConnectTimeout(..) | NoAnswer(..) => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", Some(Bad::Timeout)),
-            Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(Bad::ServerError)),
+            Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(Bad::ServerError)),
             CallerStalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_stalled", None),
             CallerGone => (StatusCode::BAD_REQUEST, "body_incomplete", None),
         };
-        let message = if bad.is_some() { format!("{who}: model server {error}") } else { error.to_string() };
-        let unreached = matches!(error, Connect(..) | HungUp(..) | ConnectTimeout(..));
-        Refusal { status, code, message, bad, unreached }
+        let (message, retry_after_s) = match error {
+            Overloaded(overloaded) => (format!("{who}: {error}"), Some(overloaded.retry_after_s())),
+            _ if bad.is_some() => (format!("{who}: model server {error}"), None),
+            _ => (error.to_string(), None),
+        };
+        Refusal { status, code, message, bad, unreached: error.is_of_connection(), retry_after_s }
     }
 
     /// The answer: the house's error form, and V2's `error` beside it.
@@ -95,6 +101,9 @@ impl Refusal {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

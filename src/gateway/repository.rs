@@ -7,17 +7,15 @@ use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::core::ids::{Digest, ModelId};
 use crate::core::state::Model;
-use crate::gateway::address::Address;
 use crate::gateway::backend::Backend;
 use crate::gateway::net::Net;
 use crate::gateway::onnx::Onnx;
+use crate::gateway::server_file::Servers;
 use crate::gateway::upstream::Upstream;
 use crate::gateway::workers::said;
 
@@ -25,10 +23,6 @@ use crate::gateway::workers::said;
 pub const MODEL_BYTES_MAX: u64 = 2 << 30;
 /// Largest file that names a model server, in bytes.
 pub const SERVER_FILE_BYTES_MAX: u64 = 64 << 10;
-/// Time for a model server's answer where its file names none, in milliseconds.
-pub const UPSTREAM_TIMEOUT_MS: u64 = 30_000;
-/// Longest time that a file may name, in milliseconds.
-pub const UPSTREAM_TIMEOUT_MS_MAX: u64 = 3_600_000;
 
 /// The models directory.
 #[derive(Clone, Debug)]
@@ -60,14 +54,6 @@ impl Stamp {
 enum Place {
     Here,
     Server,
-}
-
-/// `<id>.json`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ServerFile {
-    http: String,
-    timeout_ms: Option<u64>,
 }
 
 impl Repository {
@@ -127,7 +113,7 @@ impl Repository {
             Place::Here => catch_unwind(AssertUnwindSafe(|| Onnx::load(&model.id, digest, bytes)))
                 .unwrap_or_else(|panic| Err(format!("it cannot be read as an ONNX model: {}", said(panic.as_ref()))))
                 .map(Backend::Onnx),
-            Place::Server => server(&bytes, net).map(Backend::Http),
+            Place::Server => Servers::parse(&bytes).map(|servers| Backend::Http(Upstream::new(servers, net))),
         };
         loaded.map_err(|why| format!("{shown}: {why}"))
     }
@@ -172,15 +158,6 @@ fn open(path: &Path, place: Place) -> Result<File, String> {
         return Err(format!("{} has {} bytes, over the {} allowed", path.display(), metadata.len(), place.bytes_max()));
     }
     Ok(file)
-}
-
-fn server(bytes: &[u8], net: Arc<dyn Net>) -> Result<Arc<Upstream>, String> {
-    let file: ServerFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let timeout_ms = file.timeout_ms.unwrap_or(UPSTREAM_TIMEOUT_MS);
-    if !(1..=UPSTREAM_TIMEOUT_MS_MAX).contains(&timeout_ms) {
-        return Err(format!("timeout_ms is {timeout_ms}; it may be 1 to {UPSTREAM_TIMEOUT_MS_MAX}"));
-    }
-    Ok(Upstream::new(Address::parse(&file.http)?, Duration::from_millis(timeout_ms), net))
 }
 
 #[cfg(test)]
@@ -272,11 +249,12 @@ mod tests {
             r#"{"http": "http://127.0.0.1:9001"}"#,
             r#"{"http": "http://models.example/v2/models/m/infer", "timeout_ms": 500}"#,
             r#"{"http": "http://[::1]:9001/"}"#,
+            r#"{"http": ["http://127.0.0.1:9001", "http://127.0.0.1:9002"], "in_flight_max": 16}"#,
         ] {
             assert!(matches!(load(good), Ok(Backend::Http(_))), "{good}");
         }
         for (bad, why) in [
-            (r#"{"http": "http://h", "retries": 3}"#, "unknown field `retries`, expected `http` or `timeout_ms`"),
+            (r#"{"http": "http://h", "tries": 3}"#, "tries: unknown field `tries`, expected one of `http`, `timeout_ms`, "),
             (r#"{"timeout_ms": 5}"#, "missing field `http`"),
             (r#"{"http": "http://h", "timeout_ms": 0}"#, "timeout_ms is 0; it may be 1 to 3600000"),
             (r#"{"http": "https://h"}"#, "https is not spoken"),

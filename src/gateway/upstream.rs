@@ -1,9 +1,12 @@
-//! A model server reached over HTTP: a small pool of connections, time limits, and bodies that stream both ways unbuffered.
+//! The servers of a model reached over HTTP: a small pool of connections to each, time limits, and bodies that stream both ways unbuffered.
+//!
+//! Which server a request goes to, and how many there may be, is said by [`Endpoints`]. A request is sent once. If it could not be sent at all
+//! (no connection, or one that had closed while it was idle), it is tried elsewhere; as soon as a byte of it may have arrived, never: the
+//! server may have begun to compute, and only the caller knows whether twice is as good as once.
 
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -11,7 +14,7 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
-use futures::future::{Either, select};
+use futures::future::{Either, join_all, select};
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -19,22 +22,24 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1::{self, SendRequest};
 
 use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
+use crate::clock;
 use crate::gateway::address::Address;
+use crate::gateway::endpoints::{Endpoints, Overloaded, Permit};
 use crate::gateway::headers::remove_hop_by_hop;
 use crate::gateway::net::Net;
 use crate::gateway::payload::Payload;
+use crate::gateway::server_file::Servers;
 use crate::gateway::upload::{Progress, Upload};
 
-/// Time to connect to a model server, in milliseconds; less where its own `timeout_ms` is less.
-pub const UPSTREAM_CONNECT_MS_MAX: u64 = 5_000;
 /// Time for a model server to say that it is ready, in milliseconds.
 pub const UPSTREAM_READY_MS_MAX: u64 = 1_000;
 /// Idle connections that are kept to one model server.
 pub const UPSTREAM_IDLE_MAX: usize = 32;
 /// How long an idle connection may be used again, in milliseconds. Below the keep-alive time of usual servers.
 pub const UPSTREAM_IDLE_MS_MAX: u64 = 30_000;
-/// Requests that one model server may have in flight; more are answered 503, so that a stuck server cannot take all sockets.
-pub const UPSTREAM_IN_FLIGHT_MAX: usize = 1_024;
+
+/// Model servers that an error names one by one; of the others it says how many they are.
+const UNREADY_NAMED_MAX: usize = 3;
 
 /// Where the Open Inference Protocol V2 says whether a server is ready.
 const READY_PATH: &str = "/v2/health/ready";
@@ -50,21 +55,30 @@ pub(crate) enum UpstreamError {
     HungUp(String, hyper::Error),
     #[error("{0} did not answer within {1} ms")]
     NoAnswer(String, u128),
-    #[error("{0} has {UPSTREAM_IN_FLIGHT_MAX} requests in flight already, and no more are sent to one model server")]
-    Busy(String),
+    #[error(transparent)]
+    Overloaded(#[from] Overloaded),
     #[error("the request's body stopped: no byte of it for {0} ms")]
     CallerStalled(u128),
     #[error("the request's body broke off")]
     CallerGone,
 }
 
-/// A model server.
+impl UpstreamError {
+    /// There was no connection to the server, or it ended before an answer.
+    pub(crate) fn is_of_connection(&self) -> bool {
+        matches!(self, UpstreamError::Connect(..) | UpstreamError::ConnectTimeout(..) | UpstreamError::HungUp(..))
+    }
+}
+
+/// The servers of a model.
 pub(crate) struct Upstream {
-    address: Address,
+    endpoints: Arc<Endpoints>,
+    /// Idle connections, by endpoint.
+    idle: Vec<Mutex<Vec<Idle>>>,
     timeout: Duration,
+    connect_timeout: Duration,
+    retries: u32,
     net: Arc<dyn Net>,
-    idle: Mutex<Vec<Idle>>,
-    in_flight: AtomicUsize,
 }
 
 struct Idle {
@@ -74,24 +88,27 @@ struct Idle {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Upstream({})", self.address)
+        f.debug_list().entries(self.endpoints.all().iter().map(|endpoint| endpoint.address().authority())).finish()
     }
 }
 
 impl Upstream {
-    /// `timeout` limits the wait for an answer's head, and each silence within its body.
-    pub(crate) fn new(address: Address, timeout: Duration, net: Arc<dyn Net>) -> Arc<Upstream> {
-        Arc::new(Upstream { address, timeout, net, idle: Mutex::default(), in_flight: AtomicUsize::new(0) })
+    pub(crate) fn new(servers: Servers, net: Arc<dyn Net>) -> Arc<Upstream> {
+        let Servers { addresses, limits, timeout, connect_timeout, retries } = servers;
+        let endpoints = Endpoints::new(addresses, limits);
+        let idle = endpoints.all().iter().map(|_| Mutex::default()).collect();
+        Arc::new(Upstream { endpoints, idle, timeout, connect_timeout, retries, net })
     }
 
     /// Passes a request on and gives back the answer as soon as its head is there. Both bodies are passed on as they come. `mirrored`
-    /// tells the server that nobody waits for the answer.
+    /// tells the server that nobody waits for the answer; such a request does not wait for a place either.
     pub(crate) async fn forward(
         self: &Arc<Self>,
         request: Request<Payload>,
         progress: Arc<Progress>,
         mirrored: bool,
     ) -> Result<Response<Download>, UpstreamError> {
+        let mut permit = self.admit(mirrored, None).await?;
         let (mut parts, body) = request.into_parts();
         remove_hop_by_hop(&mut parts.headers);
         // An order to this node, not to the next.
@@ -101,89 +118,149 @@ impl Upstream {
         if mirrored {
             parts.headers.insert(HeaderName::from_static(MIRROR_HEADER), HeaderValue::from_static("1"));
         }
-        let uri = self.target(&parts.uri);
         let mut request = Request::new(Upload::new(body, Arc::clone(&progress)));
+        // All of a model's servers have the same path.
+        *request.uri_mut() = Uri::from(target(permit.address(), &parts.uri));
         *request.method_mut() = parts.method;
         *request.headers_mut() = parts.headers;
-        self.send(request, uri, progress, self.timeout).await
+        let mut retries = if self.endpoints.all().len() > 1 { self.retries } else { 0 };
+        loop {
+            let failed = match self.exchange(permit.index(), permit.address(), request, &progress, self.timeout).await {
+                Ok((response, sender)) => {
+                    permit.answered();
+                    let (mut parts, incoming) = response.into_parts();
+                    remove_hop_by_hop(&mut parts.headers);
+                    let download = Download {
+                        incoming,
+                        sender: Some(sender),
+                        upstream: Arc::clone(self),
+                        permit,
+                        progress,
+                        silence: None,
+                        ended: false,
+                        on_break: None,
+                        tee: None,
+                    };
+                    return Ok(Response::from_parts(parts, download));
+                }
+                Err(failed) => failed,
+            };
+            if failed.error.is_of_connection() {
+                permit.failed(clock::time());
+            }
+            match failed.unsent {
+                Some(unsent) if retries > 0 => {
+                    retries -= 1;
+                    request = *unsent;
+                    // Its place is given back after that: meanwhile nobody else is sent where this one failed.
+                    permit = self.admit(mirrored, Some(permit.index())).await?;
+                }
+                _ => return Err(failed.error),
+            }
+        }
     }
 
-    /// Asks whether the server is there and ready. One that does not know the question is taken to be ready.
+    async fn admit(&self, mirrored: bool, avoid: Option<usize>) -> Result<Permit, Overloaded> {
+        match (mirrored, avoid) {
+            (true, _) => self.endpoints.try_admit(clock::time(), avoid).ok_or_else(|| self.endpoints.full()),
+            (false, None) => self.endpoints.admit(clock::time).await,
+            (false, Some(failed)) => self.endpoints.admit_elsewhere(clock::time, failed).await,
+        }
+    }
+
+    /// Asks whether the servers are there and ready. One that does not know the question is taken to be ready. One that is ready is
+    /// enough: a server that is missing keeps nobody from its model, and requests find out which it is.
     pub(crate) async fn warm_up(self: &Arc<Self>) -> Result<(), String> {
-        let progress = Progress::new();
-        let mut request = Request::new(Upload::new(Payload::from(Bytes::new()), Arc::clone(&progress)));
-        *request.method_mut() = Method::GET;
         let limit = self.timeout.min(Duration::from_millis(UPSTREAM_READY_MS_MAX));
-        match self.send(request, PathAndQuery::from_static(READY_PATH), progress, limit).await {
-            Ok(response) if says_not_ready(response.status()) => {
-                Err(format!("model server {} is not ready: it answered {} to GET {READY_PATH}", self.address, response.status()))
+        let servers = self.endpoints.all().iter().enumerate();
+        let asked = join_all(servers.map(|(index, endpoint)| self.is_ready(index, endpoint.address(), limit))).await;
+        let servers = asked.len();
+        let mut not_ready: Vec<String> = asked.into_iter().filter_map(Result::err).collect();
+        if not_ready.len() < servers {
+            return Ok(());
+        }
+        let unnamed = not_ready.len().saturating_sub(UNREADY_NAMED_MAX);
+        not_ready.truncate(UNREADY_NAMED_MAX);
+        let named = not_ready.join("; ");
+        Err(match (servers, unnamed) {
+            (0 | 1, _) => named,
+            (_, 0) => format!("none of {servers} model servers is ready: {named}"),
+            (_, unnamed) => format!("none of {servers} model servers is ready: {named}; and {unnamed} more"),
+        })
+    }
+
+    async fn is_ready(&self, index: usize, address: &Address, limit: Duration) -> Result<(), String> {
+        match self.ask(index, address, PathAndQuery::from_static(READY_PATH), limit).await {
+            Ok(status) if says_not_ready(status) => {
+                Err(format!("model server {address} is not ready: it answered {status} to GET {READY_PATH}"))
             }
             Ok(_) | Err(UpstreamError::HungUp(..)) => Ok(()),
             Err(error) => Err(format!("model server {error} (asked GET {READY_PATH})")),
         }
     }
 
-    /// The request's own path and query, unless the model's file names a path.
-    fn target(&self, uri: &Uri) -> PathAndQuery {
-        let own = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        match (self.address.path(), uri.query()) {
-            (None, _) => own(),
-            (Some(path), None) => path.clone(),
-            // Both parts have been parsed before, so together they parse again.
-            (Some(path), Some(query)) => format!("{path}?{query}").parse().unwrap_or_else(|_| own()),
+    /// Asks one server a question of this node's own, which takes no place. Gives back the answer's status.
+    async fn ask(&self, index: usize, address: &Address, path: PathAndQuery, limit: Duration) -> Result<StatusCode, UpstreamError> {
+        let progress = Progress::new();
+        let mut request = Request::new(Upload::new(Payload::from(Bytes::new()), Arc::clone(&progress)));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = Uri::from(path);
+        let (response, sender) = self.exchange(index, address, request, &progress, limit).await.map_err(|failed| failed.error)?;
+        let status = response.status();
+        // Of no use if more of the answer is on its way.
+        if response.body().is_end_stream() {
+            self.keep(index, sender);
         }
+        Ok(status)
     }
 
-    async fn send(
-        self: &Arc<Self>,
+    /// Sends a request to one server and waits for the answer's head.
+    async fn exchange(
+        &self,
+        index: usize,
+        address: &Address,
         mut request: Request<Upload>,
-        target: PathAndQuery,
-        progress: Arc<Progress>,
+        progress: &Progress,
         limit: Duration,
-    ) -> Result<Response<Download>, UpstreamError> {
-        let permit = self.admit()?;
+    ) -> Result<(Response<Incoming>, SendRequest<Upload>), Failed> {
         *request.version_mut() = Version::HTTP_11;
-        *request.uri_mut() = Uri::from(target);
-        request.headers_mut().insert(HOST, self.address.authority().clone());
+        request.headers_mut().insert(HOST, address.authority().clone());
         let mut may_reuse = true;
         loop {
-            let (mut sender, reused) = self.connection(may_reuse, limit).await?;
-            match self.answer(&mut sender, request, &progress, limit).await? {
-                Answer::Head(response) => {
-                    let (mut parts, incoming) = response.into_parts();
-                    remove_hop_by_hop(&mut parts.headers);
-                    let sender = Some(sender);
-                    let download = Download { incoming, sender, permit, progress, silence: None, ended: false, on_break: None, tee: None };
-                    return Ok(Response::from_parts(parts, download));
-                }
+            let (mut sender, reused) = match self.connection(index, address, may_reuse, limit).await {
+                Ok(connected) => connected,
+                Err(error) => return Err(Failed { error, unsent: Some(Box::new(request)) }),
+            };
+            match self.answer(address, &mut sender, request, progress, limit).await? {
+                Answer::Head(response) => return Ok((response, sender)),
                 // The server closed this connection while it was idle. Nothing of the request was sent: once more, on a new one.
                 Answer::NotSent(unsent, _) if reused => {
                     request = *unsent;
                     may_reuse = false;
                 }
-                Answer::NotSent(_, error) => return Err(UpstreamError::HungUp(self.address.to_string(), error)),
+                Answer::NotSent(unsent, error) => {
+                    return Err(Failed { error: UpstreamError::HungUp(address.to_string(), error), unsent: Some(unsent) });
+                }
             }
-        }
-    }
-
-    fn admit(self: &Arc<Self>) -> Result<Permit, UpstreamError> {
-        let admitted = self.in_flight.fetch_update(Relaxed, Relaxed, |n| (n < UPSTREAM_IN_FLIGHT_MAX).then_some(n + 1));
-        match admitted {
-            Ok(_) => Ok(Permit(Arc::clone(self))),
-            Err(_) => Err(UpstreamError::Busy(self.address.to_string())),
         }
     }
 
     /// A connection, and whether it has been used before.
-    async fn connection(&self, may_reuse: bool, limit: Duration) -> Result<(SendRequest<Upload>, bool), UpstreamError> {
-        let limit = limit.min(Duration::from_millis(UPSTREAM_CONNECT_MS_MAX));
+    async fn connection(
+        &self,
+        index: usize,
+        address: &Address,
+        may_reuse: bool,
+        limit: Duration,
+    ) -> Result<(SendRequest<Upload>, bool), UpstreamError> {
+        let limit = limit.min(self.connect_timeout);
         let connected = async {
-            if may_reuse && let Some(sender) = self.idle_connection().await {
+            if may_reuse && let Some(sender) = self.idle_connection(index).await {
                 return Ok((sender, true));
             }
-            let refused = |error| UpstreamError::Connect(self.address.to_string(), error);
-            let io = self.net.connect(self.address.host(), self.address.port()).await.map_err(refused)?;
-            let broken = |error| UpstreamError::HungUp(self.address.to_string(), error);
+            let refused = |error| UpstreamError::Connect(address.to_string(), error);
+            let io = self.net.connect(address.host(), address.port()).await.map_err(refused)?;
+            let broken = |error| UpstreamError::HungUp(address.to_string(), error);
             let (sender, connection) = http1::handshake(io).await.map_err(broken)?;
             // Its errors reach whoever waits for an answer on it.
             self.net.spawn(connection.map(drop).boxed());
@@ -191,19 +268,19 @@ impl Upstream {
         };
         match select(std::pin::pin!(connected), Timer::after(limit)).await {
             Either::Left((connected, _)) => connected,
-            Either::Right(_) => Err(UpstreamError::ConnectTimeout(self.address.to_string(), limit.as_millis())),
+            Either::Right(_) => Err(UpstreamError::ConnectTimeout(address.to_string(), limit.as_millis())),
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self, index: usize) -> Option<MutexGuard<'_, Vec<Idle>>> {
+        self.idle.get(index).map(|idle| idle.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The connection that was used last, so that the others grow old and go.
-    async fn idle_connection(&self) -> Option<SendRequest<Upload>> {
+    async fn idle_connection(&self, index: usize) -> Option<SendRequest<Upload>> {
         loop {
             let Idle { mut sender, .. } = {
-                let mut idle = self.idle();
+                let mut idle = self.idle(index)?;
                 idle.retain(|kept| kept.since.elapsed() < Duration::from_millis(UPSTREAM_IDLE_MS_MAX) && !kept.sender.is_closed());
                 idle.pop()?
             };
@@ -214,23 +291,28 @@ impl Upstream {
         }
     }
 
-    fn keep(&self, sender: SendRequest<Upload>) {
-        let mut idle = self.idle();
-        if !sender.is_closed() && idle.len() < UPSTREAM_IDLE_MAX {
+    fn keep(&self, index: usize, sender: SendRequest<Upload>) {
+        if sender.is_closed() {
+            return;
+        }
+        if let Some(mut idle) = self.idle(index).filter(|idle| idle.len() < UPSTREAM_IDLE_MAX) {
             idle.push(Idle { sender, since: Instant::now() });
         }
     }
 
-    /// Sends and waits for the head. The time runs from the last movement of the request's body.
+    /// Sends and waits for the head. The time runs from now, and anew from each movement of the request's body.
     async fn answer(
         &self,
+        address: &Address,
         sender: &mut SendRequest<Upload>,
         request: Request<Upload>,
         progress: &Progress,
         limit: Duration,
     ) -> Result<Answer, UpstreamError> {
+        let begun = Instant::now();
+        let due = || progress.moved().max(begun) + limit;
         let mut answered = std::pin::pin!(sender.try_send_request(request));
-        let mut timer = Timer::at(progress.moved() + limit);
+        let mut timer = Timer::at(due());
         loop {
             match select(&mut answered, &mut timer).await {
                 Either::Left((Ok(response), _)) => return Ok(Answer::Head(response)),
@@ -239,21 +321,32 @@ impl Upstream {
                     return match (unsent, progress.failed()) {
                         (_, true) => Err(UpstreamError::CallerGone),
                         (Some(request), _) => Ok(Answer::NotSent(Box::new(request), error.into_error())),
-                        (None, _) => Err(UpstreamError::HungUp(self.address.to_string(), error.into_error())),
+                        (None, _) => Err(UpstreamError::HungUp(address.to_string(), error.into_error())),
                     };
                 }
                 Either::Right(_) => {
-                    let due = progress.moved() + limit;
+                    let due = due();
                     if due > Instant::now() {
                         timer.set_at(due);
                     } else if progress.waits_for_caller() {
                         return Err(UpstreamError::CallerStalled(limit.as_millis()));
                     } else {
-                        return Err(UpstreamError::NoAnswer(self.address.to_string(), limit.as_millis()));
+                        return Err(UpstreamError::NoAnswer(address.to_string(), limit.as_millis()));
                     }
                 }
             }
         }
+    }
+}
+
+/// What to ask the server for: the request's own path and query, unless the model's file names a path.
+fn target(address: &Address, uri: &Uri) -> PathAndQuery {
+    let own = || uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    match (address.path(), uri.query()) {
+        (None, _) => own(),
+        (Some(path), None) => path.clone(),
+        // Both parts have been parsed before, so together they parse again.
+        (Some(path), Some(query)) => format!("{path}?{query}").parse().unwrap_or_else(|_| own()),
     }
 }
 
@@ -267,12 +360,16 @@ enum Answer {
     NotSent(Box<Request<Upload>>, hyper::Error),
 }
 
-/// One of the requests that may be in flight.
-struct Permit(Arc<Upstream>);
+/// A request that got no answer from one server.
+struct Failed {
+    error: UpstreamError,
+    /// The request, if nothing of it was sent.
+    unsent: Option<Box<Request<Upload>>>,
+}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+impl From<UpstreamError> for Failed {
+    fn from(error: UpstreamError) -> Failed {
+        Failed { error, unsent: None }
     }
 }
 
@@ -301,6 +398,7 @@ pub enum StreamError {
 pub(crate) struct Download {
     incoming: Incoming,
     sender: Option<SendRequest<Upload>>,
+    upstream: Arc<Upstream>,
     permit: Permit,
     progress: Arc<Progress>,
     silence: Option<Timer>,
@@ -355,7 +453,7 @@ impl Download {
     }
 
     fn server(&self) -> String {
-        self.permit.0.address.to_string()
+        self.permit.address().to_string()
     }
 }
 
@@ -364,7 +462,7 @@ impl Body for Download {
     type Error = StreamError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StreamError>>> {
-        let limit = self.permit.0.timeout;
+        let limit = self.upstream.timeout;
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.silence = None;
@@ -383,6 +481,7 @@ impl Body for Download {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
+                self.permit.failed(clock::time());
                 let address = self.server();
                 self.broke(StreamError::Broken { address, error })
             }
@@ -409,7 +508,7 @@ impl Drop for Download {
     fn drop(&mut self) {
         let complete = (self.ended || self.incoming.is_end_stream()) && self.progress.ended();
         if let Some(sender) = self.sender.take().filter(|_| complete) {
-            self.permit.0.keep(sender);
+            self.upstream.keep(self.permit.index(), sender);
         }
     }
 }

@@ -145,21 +145,23 @@ impl Endpoints {
 
     /// The same, and waits for a place if there is none: not behind more than `queue_max` others, and not for longer than `queue_ms_max`.
     pub(crate) async fn admit(self: &Arc<Self>, now: impl Fn() -> Time) -> Result<Permit, Overloaded> {
-        self.admit_avoiding(now, None).await
+        match self.try_admit(now(), None) {
+            Some(permit) => Ok(permit),
+            None => self.wait(now, None).await,
+        }
     }
 
-    /// The same for a request that one endpoint has just failed.
-    pub(crate) async fn admit_avoiding(self: &Arc<Self>, now: impl Fn() -> Time, avoid: Option<usize>) -> Result<Permit, Overloaded> {
-        match self.try_admit(now(), avoid) {
+    /// The same for a request that this endpoint has just failed: a place at another one, if there is another one.
+    pub(crate) async fn admit_elsewhere(self: &Arc<Self>, now: impl Fn() -> Time, failed: usize) -> Result<Permit, Overloaded> {
+        match self.try_admit(now(), Some(failed)) {
             Some(permit) => Ok(permit),
-            None => self.wait(now, avoid).await,
+            None => self.wait(now, Some(failed)).await,
         }
     }
 
     async fn wait(self: &Arc<Self>, now: impl Fn() -> Time, avoid: Option<usize>) -> Result<Permit, Overloaded> {
         let Limits { queue_max, queue_ms_max, .. } = self.limits;
-        let places = self.places();
-        let turn = self.queue.join(queue_max, avoid).ok_or(Overloaded::Full { places, queue_max, queue_ms_max })?;
+        let turn = self.queue.join(queue_max, avoid).ok_or_else(|| self.full())?;
         let mut waiting = Waiting { endpoints: self, turn };
         let late = Instant::now() + Duration::from_millis(queue_ms_max);
         loop {
@@ -174,7 +176,7 @@ impl Endpoints {
                 Either::Left((Err(_), _)) | Either::Right(_) => {
                     waiting.turn.told.close();
                     let told_last = waiting.turn.told.try_recv().ok().flatten();
-                    return told_last.ok_or(Overloaded::Late { places, queue_ms_max });
+                    return told_last.ok_or_else(|| Overloaded::Late { places: self.places(), queue_ms_max });
                 }
             }
         }
@@ -187,6 +189,12 @@ impl Endpoints {
             self.hand_on(now);
         }
         changed
+    }
+
+    /// What a request is told that may not wait.
+    pub(crate) fn full(&self) -> Overloaded {
+        let Limits { queue_max, queue_ms_max, .. } = self.limits;
+        Overloaded::Full { places: self.places(), queue_max, queue_ms_max }
     }
 
     /// Requests that may be in flight altogether.

@@ -250,7 +250,7 @@ fn a_retry_has_had_its_turn_and_one_that_waits_holds_up_only_whom_it_must() {
     let endpoints = endpoints(2, Limits { in_flight_max: 1, ..limits() });
     let failing = permit_of(&endpoints, 0);
     let other = permit_of(&endpoints, 1);
-    let mut retry: Admission<'_> = endpoints.admit_avoiding(|| NOW, Some(0)).boxed();
+    let mut retry: Admission<'_> = endpoints.admit_elsewhere(|| NOW, 0).boxed();
     assert!((&mut retry).now_or_never().is_none());
     let mut next = queue(&endpoints);
     drop(failing);
@@ -260,7 +260,7 @@ fn a_retry_has_had_its_turn_and_one_that_waits_holds_up_only_whom_it_must() {
     assert_eq!(next.now_or_never().unwrap().unwrap().index(), 0, "what the first avoided is free for the second");
     // With somebody in the queue, one that has had its turn takes what is free.
     let _first = permit_of(&endpoints, 0);
-    let mut waits: Admission<'_> = endpoints.admit_avoiding(|| NOW, Some(1)).boxed();
+    let mut waits: Admission<'_> = endpoints.admit_elsewhere(|| NOW, 1).boxed();
     assert!((&mut waits).now_or_never().is_none());
     drop(other);
     assert!(endpoints.try_admit(NOW, None).is_none());

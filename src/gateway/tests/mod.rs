@@ -1,5 +1,6 @@
 //! The gateway as a whole, without a front: requests in, answers out.
 
+mod endpoints;
 mod mirror;
 mod onnx;
 mod rig;

@@ -74,6 +74,25 @@ pub fn gateway_to(server: &Server, dir: &Path, more: &str) -> Arc<Gateway> {
     gateway
 }
 
+/// A gateway that sends everything to these model servers.
+pub fn gateway_to_all(addresses: &[&str], dir: &Path, more: &str) -> Arc<Gateway> {
+    write_all(addresses, dir, "remote", more);
+    let gateway = Gateway::new(node(), dir.to_owned());
+    route_loaded(&gateway, &state(1, "remote", None));
+    gateway
+}
+
+/// Puts `<id>.json` for these servers into a directory.
+pub fn write_all(addresses: &[&str], dir: &Path, id: &str, more: &str) {
+    let urls: Vec<_> = addresses.iter().map(|address| format!("http://{address}")).collect();
+    std::fs::write(dir.join(format!("{id}.json")), format!(r#"{{"http": {}{more}}}"#, serde_json::json!(urls))).unwrap();
+}
+
+/// An address at which nobody listens, and that no connection of another test takes meanwhile: those come from 127.0.0.1.
+pub fn closed() -> String {
+    std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().to_string()
+}
+
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
@@ -184,7 +203,16 @@ impl Server {
         F: Fn(Request<Incoming>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Response<ServerBody>> + Send + 'static,
     {
-        let listener = block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        Server::start_at("127.0.0.1:0", answer)
+    }
+
+    /// The same at an address that is known before.
+    pub fn start_at<F, Fut>(address: &str, answer: F) -> Server
+    where
+        F: Fn(Request<Incoming>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Response<ServerBody>> + Send + 'static,
+    {
+        let listener = block_on(TcpListener::bind(address)).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (connections, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let server = Server { address, connections: Arc::clone(&connections), ended: Arc::clone(&ended) };

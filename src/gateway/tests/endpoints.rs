@@ -1,0 +1,280 @@
+//! Several model servers for one model.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use bytes::Bytes;
+use futures::channel::mpsc::UnboundedReceiver;
+use futures::channel::oneshot;
+use futures::future::{Either, select};
+use futures::{FutureExt as _, StreamExt as _};
+use http::{Request, Response};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use super::rig::{
+    Answer, Server, ask, closed, ear, full, gateway_to, gateway_to_all, hang_up, model, node, post, route_name, run, spoken_request, until,
+    whole, write_all,
+};
+use crate::gateway::Gateway;
+
+fn is_probe(request: &Request<Incoming>) -> bool {
+    request.method() == "GET"
+}
+
+/// A server that says its name, and counts the requests that it got.
+fn named(name: &'static str) -> (Server, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let server = Server::start(move |request| {
+        counted.fetch_add(usize::from(!is_probe(&request)), SeqCst);
+        async move { Response::new(full(name)) }
+    });
+    (server, asked)
+}
+
+/// A request that has reached its server, which answers when it is told to.
+struct Held {
+    server: &'static str,
+    body: Bytes,
+    answer: oneshot::Sender<()>,
+}
+
+/// A server that answers nothing before it is told to.
+fn holding(name: &'static str) -> (Server, UnboundedReceiver<Held>) {
+    let (held_in, held) = ear();
+    let server = Server::start(move |request| {
+        let held_in = held_in.clone();
+        async move {
+            if !is_probe(&request) {
+                let (answer, told) = oneshot::channel();
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                held_in.unbounded_send(Held { server: name, body, answer }).unwrap();
+                let _ = told.await;
+            }
+            Response::new(full(name))
+        }
+    });
+    (server, held)
+}
+
+type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// A request that is under way, or waits.
+fn asking(gateway: &Arc<Gateway>, body: &'static str) -> Asking {
+    let gateway = Arc::clone(gateway);
+    async move { whole(gateway.predict(&route_name(), post(body)).await).await }.boxed()
+}
+
+/// Sends a request, and waits until this server has it, or it is answered without it.
+fn reach(asking: &mut Asking, held: &mut UnboundedReceiver<Held>) -> Result<Held, Box<Answer>> {
+    run(async {
+        match select(asking, held.next()).await {
+            Either::Right((held, _)) => Ok(held.unwrap()),
+            Either::Left((answer, _)) => Err(Box::new(answer)),
+        }
+    })
+}
+
+#[test]
+fn the_load_is_shared() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b, c) = (named("a"), named("b"), named("c"));
+    let gateway = gateway_to_all(&[&a.0.address, &b.0.address, &c.0.address], dir.path(), "");
+    for _ in 0..300 {
+        assert_eq!(ask(&gateway, post("x")).status, 200);
+    }
+    let asked = [&a.1, &b.1, &c.1].map(|asked| asked.load(SeqCst));
+    assert_eq!(asked.iter().sum::<usize>(), 300);
+    // By chance alone, fewer than 50 of 300 would be seven standard deviations away.
+    assert!(asked.iter().all(|asked| *asked > 50), "{asked:?}");
+}
+
+#[test]
+fn a_server_that_is_busy_gets_fewer_requests_than_one_that_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (slow, mut held) = holding("slow");
+    let (quick, asked) = named("quick");
+    let gateway = gateway_to_all(&[&slow.address, &quick.address], dir.path(), "");
+    // Until one of them is with the slow one.
+    let (first, reached) = loop {
+        let mut asking = asking(&gateway, "first");
+        if let Ok(reached) = reach(&mut asking, &mut held) {
+            break (asking, reached);
+        }
+    };
+    let before = asked.load(SeqCst);
+    for _ in 0..50 {
+        assert_eq!(ask(&gateway, post("x")).body, "quick");
+    }
+    assert_eq!(asked.load(SeqCst) - before, 50);
+    reached.answer.send(()).unwrap();
+    assert_eq!(run(first).body, "slow");
+}
+
+#[test]
+fn no_request_fails_because_one_of_the_servers_is_gone_and_it_is_asked_again_when_it_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, _) = named("here");
+    let gone = closed();
+    let gateway = gateway_to_all(&[&gone, &here.address], dir.path(), "");
+    for _ in 0..100 {
+        let answer = ask(&gateway, post("x"));
+        assert_eq!((answer.status, &answer.body[..]), (200, &b"here"[..]));
+    }
+    let back = Server::start_at(&gone, |_| async { Response::new(full("back")) });
+    until("it is back", || {
+        let answer = ask(&gateway, post("x"));
+        assert_eq!(answer.status, 200);
+        answer.body == "back"
+    });
+    assert!(back.connections() > 0);
+    let stable = gateway.evidence()[0].stable;
+    assert_eq!(stable.bad, 0);
+}
+
+#[test]
+fn without_retries_the_callers_see_the_failures_until_the_server_is_ejected() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, _) = named("here");
+    let gateway = gateway_to_all(&[&closed(), &here.address], dir.path(), r#", "retries": 0"#);
+    let statuses: Vec<_> = (0..60).map(|_| ask(&gateway, post("x")).status).collect();
+    let failed = statuses.iter().filter(|status| **status == 502).count();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count() + failed, 60);
+    // Three before it is ejected; further ones only one by one, when an ejection is over.
+    assert!((3..30).contains(&failed), "{statuses:?}");
+}
+
+#[test]
+fn where_no_server_is_there_the_answer_says_so_and_is_never_that_none_may_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = [closed(), closed()];
+    write_all(&[&gone[0], &gone[1]], dir.path(), "remote", "");
+    let gateway = gateway_to_all(&[&gone[0], &gone[1]], dir.path(), "");
+    for _ in 0..20 {
+        let answer = ask(&gateway, post("x"));
+        assert_eq!((answer.status, answer.error_code().as_str()), (502, "upstream_unreachable"));
+    }
+    let back = Server::start_at(&gone[1], |_| async { Response::new(full("back")) });
+    let answers: Vec<_> = (0..10).map(|_| ask(&gateway, post("x"))).collect();
+    assert!(answers.iter().all(|answer| answer.status == 200), "the retry finds it, whatever its ejection: {answers:?}");
+    assert!(back.connections() > 0);
+}
+
+#[test]
+fn a_request_that_may_have_arrived_is_never_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let server = || {
+        let asked = Arc::clone(&asked);
+        Server::start(move |request| {
+            asked.fetch_add(usize::from(!is_probe(&request)), SeqCst);
+            async move {
+                // Reads some of it before it hangs up.
+                let _ = request.into_body().frame().await;
+                hang_up()
+            }
+        })
+    };
+    let servers = [server(), server(), server()];
+    let gateway = gateway_to_all(&[&servers[0].address, &servers[1].address, &servers[2].address], dir.path(), r#", "retries": 9"#);
+    let answer = ask(&gateway, post("whole"));
+    assert_eq!((answer.status, answer.error_code().as_str()), (502, "upstream_hung_up"));
+    assert_eq!(asked.load(SeqCst), 1);
+    // Nor one whose body is still on its way.
+    let (say, request) = spoken_request();
+    say.unbounded_send(Ok(Bytes::from_static(b"begun"))).unwrap();
+    let answer = run(async { whole(gateway.predict(&route_name(), request).await).await });
+    assert_eq!((answer.status, answer.error_code().as_str()), (502, "upstream_hung_up"));
+    assert_eq!(asked.load(SeqCst), 2);
+    let refused = gateway.evidence()[0].stable;
+    assert_eq!((refused.requests, refused.bad), (2, 2));
+}
+
+#[test]
+fn requests_beyond_the_limit_wait_and_are_served_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mut held) = holding("one");
+    let gateway = gateway_to(&server, dir.path(), r#", "in_flight_max": 1, "queue_ms_max": 60000"#);
+    let mut first = asking(&gateway, "first");
+    let mut reached = reach(&mut first, &mut held).unwrap();
+    let mut waiting: Vec<_> = ["second", "third", "fourth"].map(|body| (body, asking(&gateway, body))).into();
+    for (_, asking) in &mut waiting {
+        assert!(asking.now_or_never().is_none());
+    }
+    let mut before = first;
+    for (body, mut next) in waiting {
+        assert!(held.try_recv().is_err(), "one at a time");
+        reached.answer.send(()).unwrap();
+        assert_eq!(run(before).status, 200);
+        reached = reach(&mut next, &mut held).unwrap();
+        assert_eq!((reached.server, &reached.body[..]), ("one", body.as_bytes()));
+        before = next;
+    }
+    reached.answer.send(()).unwrap();
+    assert_eq!(run(before).status, 200);
+}
+
+#[test]
+fn who_waits_too_long_or_finds_too_many_waiting_is_refused_with_the_time_to_come_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mut held) = holding("one");
+    let gateway = gateway_to(&server, dir.path(), r#", "in_flight_max": 1, "queue_max": 1, "queue_ms_max": 1200"#);
+    let mut first = asking(&gateway, "first");
+    let reached = reach(&mut first, &mut held).unwrap();
+    let mut late = asking(&gateway, "late");
+    assert!((&mut late).now_or_never().is_none());
+    let full = ask(&gateway, post("one too many"));
+    assert_eq!((full.status, full.error_code().as_str(), full.header("retry-after")), (503, "overloaded", "2"));
+    assert_eq!(full.message(), "stable remote of route default: all 1 requests that may be in flight are, and 1 wait already");
+    let late = run(late);
+    assert_eq!((late.status, late.error_code().as_str(), late.header("retry-after")), (503, "overloaded", "2"));
+    let said = "stable remote of route default: all 1 requests that may be in flight are, and no place became free within 1200 ms";
+    assert_eq!(late.message(), said);
+    reached.answer.send(()).unwrap();
+    let first = run(first);
+    assert_eq!((first.status, first.header("retry-after")), (200, ""));
+    assert!(held.try_recv().is_err(), "neither was sent");
+}
+
+#[test]
+fn the_time_for_an_answer_begins_when_the_request_is_sent_and_not_while_it_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mut held) = holding("one");
+    let gateway = gateway_to(&server, dir.path(), r#", "in_flight_max": 1, "timeout_ms": 400, "queue_ms_max": 60000"#);
+    let mut first = asking(&gateway, "first");
+    let _first = reach(&mut first, &mut held).unwrap();
+    // Without a body: nothing of it moves.
+    let mut second = asking(&gateway, "");
+    assert!((&mut second).now_or_never().is_none());
+    // It has waited for as long as an answer may take, and has as long for its own.
+    assert_eq!(run(first).error_code(), "upstream_timeout");
+    let reached = reach(&mut second, &mut held).unwrap();
+    reached.answer.send(()).unwrap();
+    assert_eq!(run(second).status, 200);
+}
+
+#[test]
+fn a_model_is_prepared_if_one_of_its_servers_is_ready_and_if_not_they_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let answering = |status: u16| Server::start(move |_| async move { Response::builder().status(status).body(full("")).unwrap() });
+    let (ready, not_ready) = (answering(200), [answering(503), answering(400), answering(500), answering(503)]);
+    let not_ready: Vec<_> = not_ready.iter().map(|server| server.address.as_str()).collect();
+    write_all(&[not_ready[0], &closed(), &ready.address], dir.path(), "one", "");
+    write_all(&not_ready[..2], dir.path(), "two", "");
+    write_all(&not_ready, dir.path(), "four", "");
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    let prepared = |id: &str| run(gateway.prepare(&model(id)));
+    assert_eq!(prepared("one"), Ok(()));
+    let says =
+        |at: usize, status: &str| format!("model server {} is not ready: it answered {status} to GET /v2/health/ready", not_ready[at]);
+    let (first, second) = (says(0, "503 Service Unavailable"), says(1, "400 Bad Request"));
+    assert_eq!(prepared("two").unwrap_err(), format!("model two: none of 2 model servers is ready: {first}; {second}"));
+    let third = says(2, "500 Internal Server Error");
+    assert_eq!(
+        prepared("four").unwrap_err(),
+        format!("model four: none of 4 model servers is ready: {first}; {second}; {third}; and 1 more")
+    );
+}
