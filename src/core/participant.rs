@@ -182,7 +182,7 @@ impl Node {
             ));
         }
         if !self.durable.is_admitted() {
-            let missing: Vec<_> = self.others().filter(|other| !self.pinned_by.contains(other)).map(|other| other.to_string()).collect();
+            let missing: Vec<_> = self.others().filter(|other| !self.pinned_by.contains(*other)).map(|other| other.to_string()).collect();
             return Some(format!("{id} begins with an empty log and is not yet recorded by {}", missing.join(", ")));
         }
         None

@@ -14,6 +14,7 @@
 //! It is epoll by way of rustix, and so Linux: a portable poller does not say that the other side has closed (`EPOLLRDHUP`), and without
 //! that a short read may not clear the flag, or the end of a connection that came together with data is never seen.
 
+pub(crate) mod places;
 mod socket;
 mod timers;
 
@@ -26,7 +27,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -39,7 +40,8 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 pub use socket::Stream;
 pub use timers::Deadline;
 
-use socket::Sources;
+use places::Places;
+use socket::Source;
 use timers::Timers;
 
 /// Tasks that are run before the sockets are looked at again.
@@ -63,8 +65,10 @@ struct Local {
     shared: Arc<Shared>,
     ready: RefCell<VecDeque<Runnable>>,
     epoll: OwnedFd,
-    sources: RefCell<Sources>,
+    sources: RefCell<Places<Rc<Source>>>,
     timers: RefCell<Timers>,
+    /// Every task that has not ended, so that none outlives the loop.
+    tasks: RefCell<Places<Waker>>,
     now: Cell<Instant>,
 }
 
@@ -134,6 +138,7 @@ impl Local {
             epoll,
             sources: RefCell::default(),
             timers: RefCell::default(),
+            tasks: RefCell::default(),
             now: Cell::new(Instant::now()),
         }))
     }
@@ -147,6 +152,15 @@ impl Local {
         }
     }
 
+    /// The tasks that other threads have woken, and nothing else of what they sent.
+    fn take_woken_elsewhere(&self) {
+        for incoming in self.shared.take() {
+            if let Incoming::Runnable(runnable) = incoming {
+                self.ready.borrow_mut().push_back(runnable);
+            }
+        }
+    }
+
     fn take_incoming(&self) {
         for incoming in self.shared.take() {
             match incoming {
@@ -154,15 +168,6 @@ impl Local {
                 Incoming::Job(job) => job(),
             }
         }
-    }
-
-    /// All tasks that are ready, and all wakers of those that are not.
-    fn take_tasks(&self) -> Vec<Box<dyn std::any::Any>> {
-        let mut tasks: Vec<Box<dyn std::any::Any>> = Vec::new();
-        tasks.extend(self.ready.borrow_mut().drain(..).map(|runnable| Box::new(runnable) as Box<dyn std::any::Any>));
-        tasks.extend(self.timers.borrow_mut().take_all().map(|waker| Box::new(waker) as Box<dyn std::any::Any>));
-        tasks.extend(self.sources.borrow().take_wakers().map(|waker| Box::new(waker) as Box<dyn std::any::Any>));
-        tasks
     }
 
     /// Waits for events, unless there is something to do already, and wakes those who wait for them.
@@ -197,7 +202,7 @@ impl Local {
                     let _ = rustix::io::read(&self.shared.wake_up, &mut counter);
                 }
                 number => {
-                    let source = self.sources.borrow().get(number);
+                    let source = usize::try_from(number).ok().and_then(|number| self.sources.borrow().get(number).cloned());
                     if let Some(source) = source {
                         source.happened(flags);
                     }
@@ -222,9 +227,18 @@ struct Entered;
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        // A task that nobody can wake any more is given back to be dropped, on its own thread and while there still is a loop.
-        while let Some(left) = current(|local| local.take_tasks()).filter(|left| !left.is_empty()) {
-            drop(left);
+        // All tasks are woken, and given back to be dropped: on their own thread, and while there still is a loop.
+        loop {
+            let tasks: Vec<Waker> = current(|local| local.tasks.borrow().iter().cloned().collect()).unwrap_or_default();
+            if tasks.is_empty() {
+                break;
+            }
+            tasks.iter().for_each(Waker::wake_by_ref);
+            let woken = current(|local| {
+                local.take_woken_elsewhere();
+                std::mem::take(&mut *local.ready.borrow_mut())
+            });
+            drop(woken);
         }
         let local = CURRENT.with(|current| current.borrow_mut().take());
         drop(local);
@@ -259,22 +273,49 @@ pub fn run<T>(future: impl Future<Output = T>) -> io::Result<T> {
 
 /// Runs a task on this thread's loop. Dropped, the handle cancels it; [`Task::detach`] lets it run. Panics where there is no loop.
 pub fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    let home = Arc::clone(&expect_current().shared);
+    let local = expect_current();
+    let home = Arc::clone(&local.shared);
     let schedule = move |runnable: Runnable| {
         let mut runnable = Some(runnable);
-        let at_home = current(|local| {
+        // `None` on a thread without a loop.
+        let _ = current(|local| {
             if Arc::ptr_eq(&local.shared, &home) {
                 local.ready.borrow_mut().extend(runnable.take());
             }
         });
-        let _ = at_home;
         if let Some(runnable) = runnable {
             home.push(Incoming::Runnable(runnable));
         }
     };
-    let (runnable, task) = async_task::spawn_local(future, schedule);
+    // The number is known when there is a waker, which is before the future is polled.
+    let listed = Rc::new(Listed { home: Rc::downgrade(&local), number: Cell::new(None) });
+    let until_dropped = Rc::clone(&listed);
+    let (runnable, task) = async_task::spawn_local(
+        async move {
+            let _listed = until_dropped;
+            future.await
+        },
+        schedule,
+    );
+    listed.number.set(Some(local.tasks.borrow_mut().add(runnable.waker())));
+    drop(listed);
     runnable.schedule();
     task
+}
+
+/// A task's place among those that have not ended.
+struct Listed {
+    home: Weak<Local>,
+    number: Cell<Option<usize>>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let (Some(home), Some(number)) = (self.home.upgrade(), self.number.get()) {
+            let waker = home.tasks.borrow_mut().remove(number);
+            drop(waker);
+        }
+    }
 }
 
 /// The time at which this turn of the loop began. Panics where there is no loop.

@@ -21,40 +21,6 @@ const WRITABLE: u8 = 2;
 /// The other side will send no more, or the connection is broken.
 const HUNG_UP: u8 = 4;
 
-/// The sockets of one loop, by number.
-#[derive(Default)]
-pub(super) struct Sources {
-    places: Vec<Option<Rc<Source>>>,
-    free: Vec<usize>,
-}
-
-impl Sources {
-    pub(super) fn get(&self, number: u64) -> Option<Rc<Source>> {
-        self.places.get(usize::try_from(number).ok()?)?.clone()
-    }
-
-    /// Takes the wakers of all tasks that wait for one of them.
-    pub(super) fn take_wakers(&self) -> impl Iterator<Item = Waker> {
-        self.places.iter().flatten().filter_map(|source| source.task.borrow_mut().take())
-    }
-
-    fn add(&mut self, source: &Rc<Source>) -> usize {
-        let place = self.free.pop().unwrap_or(self.places.len());
-        match self.places.get_mut(place) {
-            Some(free) => *free = Some(Rc::clone(source)),
-            None => self.places.push(Some(Rc::clone(source))),
-        }
-        place
-    }
-
-    fn remove(&mut self, place: usize) {
-        if let Some(taken) = self.places.get_mut(place) {
-            *taken = None;
-            self.free.push(place);
-        }
-    }
-}
-
 /// What is known of a socket, and who waits for it.
 #[derive(Default)]
 pub(super) struct Source {
@@ -121,7 +87,7 @@ impl Stream {
     fn registered(fd: OwnedFd, ready: u8) -> io::Result<Stream> {
         let home = expect_current();
         let source = Rc::new(Source { ready: Cell::new(ready), ..Source::default() });
-        let number = home.sources.borrow_mut().add(&source);
+        let number = home.sources.borrow_mut().add(Rc::clone(&source));
         let stream = Stream { fd, source, number, home: Rc::downgrade(&home) };
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
         epoll::add(&home.epoll, &stream.fd, EventData::new_u64(number as u64), flags)?;
@@ -217,12 +183,7 @@ impl Stream {
         self.poll_writing(cx, length, |fd| rustix::io::writev(fd, pieces))
     }
 
-    fn poll_writing(
-        &self,
-        cx: &Context<'_>,
-        length: usize,
-        write: impl Fn(&OwnedFd) -> Result<usize, Errno>,
-    ) -> Poll<io::Result<usize>> {
+    fn poll_writing(&self, cx: &Context<'_>, length: usize, write: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Poll<io::Result<usize>> {
         while self.source.is(WRITABLE) {
             match write(&self.fd) {
                 Ok(written) => {
@@ -251,7 +212,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // Closing the descriptor takes it out of epoll.
         if let Some(home) = self.home.upgrade() {
-            home.sources.borrow_mut().remove(self.number);
+            let source = home.sources.borrow_mut().remove(self.number);
+            drop(source);
         }
     }
 }

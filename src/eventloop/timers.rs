@@ -27,11 +27,6 @@ impl Timers {
         (first.key().0 <= now).then(|| first.remove())
     }
 
-    /// Takes all of them, due or not.
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        std::mem::take(&mut self.set).into_values()
-    }
-
     fn set(&mut self, at: Instant, waker: Waker) -> (Instant, u64) {
         self.last += 1;
         self.set.insert((at, self.last), waker);

@@ -26,6 +26,14 @@ impl Body {
 }
 
 impl Body {
+    /// All of it, if it is there.
+    pub fn into_bytes(self) -> Result<Bytes, Body> {
+        match self.0 {
+            Kind::Bytes(bytes) => Ok(bytes),
+            stream @ Kind::Stream(_) => Err(Body(stream)),
+        }
+    }
+
     /// Hands on all of it as soon as it is there or has passed, or nothing if it is longer than this; see [`Download::tee`].
     pub(crate) fn tee(self, bytes_max: usize, then: impl FnOnce(Option<Bytes>) + Send + 'static) -> Body {
         match self.0 {

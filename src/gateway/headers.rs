@@ -4,6 +4,18 @@ use http::header::{
     CONNECTION, EXPECT, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 
+/// The header lines of a request, wherever they are kept.
+pub(crate) trait Fields {
+    /// The values of this lower-case name, in their order.
+    fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h [u8]>;
+}
+
+impl Fields for HeaderMap {
+    fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+        self.get_all(name).iter().map(http::HeaderValue::as_bytes)
+    }
+}
+
 const HOP_BY_HOP: [HeaderName; 10] = [
     CONNECTION,
     HeaderName::from_static("keep-alive"),
@@ -17,6 +29,12 @@ const HOP_BY_HOP: [HeaderName; 10] = [
     // Answered by the front, which asks for the body as soon as it is read.
     EXPECT,
 ];
+
+/// Whether a name is one of the well-known ones, in any case of letters.
+pub(crate) fn is_hop_by_hop(name: &str) -> bool {
+    // Most names are told from all of these by their length.
+    matches!(name.len(), 2 | 6 | 7 | 10 | 16 | 17 | 18 | 19) && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_str()))
+}
 
 /// Removes them: the well-known ones, and those that `Connection` names.
 pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -12,9 +12,10 @@ mod compare;
 mod elements;
 #[allow(dead_code, reason = "probes and metrics come next")]
 mod endpoints;
+pub(crate) mod forward;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-mod headers;
+pub(crate) mod headers;
 mod mirror;
 mod models;
 mod net;
@@ -54,6 +55,7 @@ pub use crate::gateway::split::{Reason, Variant};
 pub use crate::gateway::stats::{Bad, LATENCY_BUCKETS_US, VariantTotals};
 pub use crate::gateway::upstream::StreamError;
 
+use crate::api::{MODEL_HEADER, NODE_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::clock;
 use crate::core::gate::RouteEvidence;
 use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
@@ -107,6 +109,8 @@ pub struct Gateway {
     body_bytes_max: usize,
     models: Arc<Models>,
     snapshot: ArcSwap<Snapshot>,
+    /// Goes up after every change of `snapshot`, and before the lease that belongs to it.
+    generation: AtomicU64,
     /// The first moment of `clock` at which no canary may be chosen, in microseconds.
     lease_until_us: AtomicU64,
     clock: Arc<dyn Fn() -> Time + Send + Sync>,
@@ -130,6 +134,7 @@ impl Gateway {
             body_bytes_max: options.body_bytes_max,
             models: Arc::new(Models::new(Repository::new(models), Arc::clone(&options.net))),
             snapshot: ArcSwap::from_pointee(Snapshot::empty()),
+            generation: AtomicU64::new(0),
             lease_until_us: AtomicU64::new(0),
             clock: options.clock,
             alarm: Alarm::new(options.alarm),
@@ -177,12 +182,16 @@ impl Gateway {
         let models: Vec<&Model> = state.routes.values().flat_map(Route::models).collect();
         let mut held = self.models.hold(&models).into_iter();
         let mut routes = BTreeMap::new();
+        let node = String::from_utf8_lossy(self.node.as_bytes());
+        let named = format!("{VERSION_HEADER}: {}\r\n{NODE_HEADER}: {node}\r\n", state.version).into_bytes();
         for (name, route) in &state.routes {
             let before = old.routes.get(name);
             let mut serving = |variant, model: &Model| {
                 let stats = before.and_then(|before| before.stats_of(variant, model));
                 let stats = stats.unwrap_or_else(|| Arc::new(VariantStats::new(variant, self.totals_of(name, variant, &model.id))));
-                Some(Serving { model: model.clone(), name: header(model.id.as_str()), held: held.next()?, stats })
+                let lines = format!("{VARIANT_HEADER}: {variant}\r\n{MODEL_HEADER}: {}\r\n", model.id);
+                let named = [named.as_slice(), lines.as_bytes()].concat();
+                Some(Serving { model: model.clone(), name: header(model.id.as_str()), named, held: held.next()?, stats })
             };
             // In the order of `Route::models`: one held model for each.
             let Some(stable) = serving(Variant::Stable, &route.stable) else { continue };
@@ -206,8 +215,9 @@ impl Gateway {
             };
             routes.insert(name.clone(), snapshot);
         }
-        let new = Arc::new(Snapshot { version: HeaderValue::from(state.version), applied, routes });
+        let new = Arc::new(Snapshot { version: HeaderValue::from(state.version), named, applied, routes });
         self.snapshot.store(Arc::clone(&new));
+        self.generation.fetch_add(1, Ordering::Release);
         for (name, trial) in old.routes.iter().filter_map(|(name, route)| Some((name, route.trial.as_ref()?))) {
             let next = new.routes.get(name).and_then(|route| route.trial.as_ref());
             if next.is_none_or(|next| !Arc::ptr_eq(&next.trial, &trial.trial)) {
@@ -284,7 +294,7 @@ impl Gateway {
     }
 
     /// This gateway's clock.
-    fn now(&self) -> Time {
+    pub(crate) fn now(&self) -> Time {
         Time(self.started.elapsed().as_micros() as u64)
     }
 }

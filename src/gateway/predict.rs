@@ -13,6 +13,7 @@ use crate::core::state::WEIGHT_WHOLE_BP;
 use crate::gateway::Gateway;
 use crate::gateway::backend::Backend;
 use crate::gateway::body::Body;
+use crate::gateway::headers::Fields;
 use crate::gateway::mirror::{Duplicate, MIRROR_BODY_BYTES_MAX, Mirrored};
 use crate::gateway::onnx::Onnx;
 use crate::gateway::payload::{BoxError, Payload};
@@ -56,7 +57,7 @@ impl Gateway {
         let lease_until = self.lease_until();
         let snapshot = self.snapshot.load_full();
         let request_id = request_id(request.headers());
-        let mut response = match self.choose(&snapshot, lease_until, route, request.headers()) {
+        let mut response = match self.choose(&snapshot, lease_until, route.as_str(), request.headers()) {
             Ok(chosen) => self.answer(chosen, request, request_id).await,
             Err(refusal) => refusal.answer(request_id),
         };
@@ -66,14 +67,14 @@ impl Gateway {
         response
     }
 
-    fn choose<'s>(
+    pub(super) fn choose<'s>(
         &self,
         snapshot: &'s Snapshot,
         lease_until: Time,
-        name: &'s RouteName,
-        headers: &HeaderMap,
+        name: &str,
+        headers: &impl Fields,
     ) -> Result<Chosen<'s>, Refusal> {
-        let Some(route) = snapshot.routes.get(name) else {
+        let Some((name, route)) = snapshot.routes.get_key_value(name) else {
             let names: Vec<_> = snapshot.routes.keys().map(RouteName::as_str).collect();
             return Err(if names.is_empty() {
                 let message = "this node has not read its routing state yet; try again";
@@ -169,10 +170,16 @@ impl Gateway {
                 Err(Refusal::not_loaded(format!("{}: {why}", chosen.who())))
             }
         };
-        let latency_us = progress.latency().as_micros() as u64;
+        let outcome = answered.as_ref().map(Response::status);
+        self.count(chosen, progress.latency().as_micros() as u64, outcome);
+        answered
+    }
+
+    /// Counts how a model did on a request: with the status of its answer, or without one.
+    pub(crate) fn count(&self, chosen: &Chosen<'_>, latency_us: u64, outcome: Result<StatusCode, &Refusal>) {
         let now = self.now();
         if let (Variant::Canary, Some(OnTrial { trial, .. })) = (chosen.variant, &chosen.route.trial) {
-            match &answered {
+            match outcome {
                 Ok(_) => trial.reached(),
                 Err(refusal) if refusal.unreached => trial.unreached(now),
                 Err(_) => {}
@@ -185,9 +192,9 @@ impl Gateway {
                 part.answered(now, bad.is_some());
             }
         };
-        match &answered {
-            Ok(response) if response.status().is_server_error() => answered_with(Some(Bad::ServerError)),
-            Ok(response) if response.status().is_client_error() => answered_with(None),
+        match outcome {
+            Ok(status) if status.is_server_error() => answered_with(Some(Bad::ServerError)),
+            Ok(status) if status.is_client_error() => answered_with(None),
             Ok(_) => {
                 stats.succeeded(now, latency_us);
                 let slow_us = chosen.route.gate.latency_ms_max.map(|ms| ms.saturating_mul(1_000));
@@ -197,7 +204,18 @@ impl Gateway {
             Err(Refusal { bad: None, .. }) => stats.refused(),
             Err(Refusal { bad, .. }) => answered_with(*bad),
         }
-        answered
+    }
+
+    /// Counts as bad an answer that broke off after its head, which was counted with this status.
+    pub(crate) fn count_broken(&self, chosen: &Chosen<'_>, status: StatusCode) {
+        // What has been counted as bad by its head is not bad a second time.
+        if !status.is_server_error() {
+            let now = self.now();
+            chosen.serving.stats.broke(now, chosen.randomised());
+            if let Some(part) = &chosen.part {
+                part.bad(now);
+            }
+        }
     }
 
     /// Has a model in the process answer.
@@ -244,12 +262,12 @@ impl Gateway {
 }
 
 /// A request's variant, and everything of the snapshot that it needs.
-struct Chosen<'s> {
+pub(crate) struct Chosen<'s> {
     name: &'s RouteName,
     route: &'s RouteSnapshot,
-    serving: &'s Serving,
-    variant: Variant,
-    reason: Reason,
+    pub(crate) serving: &'s Serving,
+    pub(crate) variant: Variant,
+    pub(crate) reason: Reason,
     /// Its part in the trial of the route's canary, if it has one.
     part: Option<Part>,
 }
@@ -273,7 +291,7 @@ impl Chosen<'_> {
         }
     }
 
-    fn who(&self) -> String {
+    pub(crate) fn who(&self) -> String {
         format!("{} {} of route {}", self.variant, self.serving.model.id, self.name)
     }
 
@@ -285,8 +303,8 @@ impl Chosen<'_> {
 }
 
 /// The variant that the caller asks for, if any.
-fn asked(headers: &HeaderMap) -> Result<Option<Variant>, Refusal> {
-    let mut values = headers.get_all(VARIANT_HEADER).iter();
+fn asked(headers: &impl Fields) -> Result<Option<Variant>, Refusal> {
+    let mut values = headers.values(VARIANT_HEADER);
     let (first, second) = (values.next(), values.next());
     let wrong = |what: &str| {
         let message = format!("header {VARIANT_HEADER} is {what}; it may be stable or canary, once");
@@ -294,9 +312,9 @@ fn asked(headers: &HeaderMap) -> Result<Option<Variant>, Refusal> {
     };
     match (first, second) {
         (None, _) => Ok(None),
-        (Some(word), None) => match Variant::parse(word.as_bytes()) {
+        (Some(word), None) => match Variant::parse(word) {
             Some(variant) => Ok(Some(variant)),
-            None => Err(wrong(&format!("{word:?}"))),
+            None => Err(wrong(&format!("{:?}", String::from_utf8_lossy(word)))),
         },
         (Some(_), Some(_)) => Err(wrong("there more than once")),
     }

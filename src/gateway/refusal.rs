@@ -72,7 +72,7 @@ impl Refusal {
         use UpstreamError::*;
         let (status, code, bad) = match error {
             Connect(..) => (StatusCode::BAD_GATEWAY, "upstream_unreachable", Some(Bad::Connection)),
-            HungUp(..) => (StatusCode::BAD_GATEWAY, "upstream_hung_up", Some(Bad::Connection)),
+            HungUp(..) | Lost(..) => (StatusCode::BAD_GATEWAY, "upstream_hung_up", Some(Bad::Connection)),
             ConnectTimeout(..) | NoAnswer(..) => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", Some(Bad::Timeout)),
             Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(Bad::ServerError)),
             CallerStalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_stalled", None),

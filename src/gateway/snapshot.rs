@@ -24,6 +24,8 @@ pub const SHIELD_BODY_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct Snapshot {
     /// The routing version, as answers name it.
     pub(crate) version: HeaderValue,
+    /// The header lines of an answer that name version and node.
+    pub(crate) named: Vec<u8>,
     /// The decision that this is the state of, as the core said it; `None` before the first.
     pub(crate) applied: Option<Applied>,
     pub(crate) routes: BTreeMap<RouteName, RouteSnapshot>,
@@ -64,6 +66,8 @@ pub(crate) struct Serving {
     pub(crate) model: Model,
     /// The model's id, as answers name it.
     pub(crate) name: HeaderValue,
+    /// The header lines of an answer that name version, node, variant and model.
+    pub(crate) named: Vec<u8>,
     pub(crate) held: Arc<Held>,
     pub(crate) stats: Arc<VariantStats>,
 }
@@ -71,7 +75,7 @@ pub(crate) struct Serving {
 impl Snapshot {
     /// No route at all: before the node has read its routing state.
     pub(crate) fn empty() -> Snapshot {
-        Snapshot { version: HeaderValue::from(0u64), applied: None, routes: BTreeMap::new() }
+        Snapshot { version: HeaderValue::from(0u64), named: Vec::new(), applied: None, routes: BTreeMap::new() }
     }
 }
 
@@ -87,6 +91,14 @@ impl RouteSnapshot {
         let is_onnx = |backend: &Arc<Backend>| matches!(**backend, Backend::Onnx(_));
         let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
         self.stable.held.backend().is_some_and(is_onnx) && canary.is_none_or(is_onnx)
+    }
+
+    /// Whether requests are passed on as they come, whichever variant is chosen: every model that is loaded is one of model servers, and no
+    /// body has to be there twice.
+    pub(crate) fn is_passed_on(&self) -> bool {
+        let is_http = |backend: &Arc<Backend>| matches!(**backend, Backend::Http(_));
+        let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
+        self.stable.held.backend().is_some_and(is_http) && canary.is_none_or(is_http) && self.gathers(0).is_none()
     }
 
     /// How much of a request's body has to be there before the request is given to a model, in bytes.

@@ -1,10 +1,11 @@
 //! Sticky keys: which variant a caller gets, from the route's salt and the caller's key alone. docs/STICKY.md is the definition.
 
-use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
+use http::header::HeaderName;
 use sha2::{Digest as _, Sha256};
 
 use crate::api::KEY_HEADER;
 use crate::core::state::{Sticky, WEIGHT_WHOLE_BP};
+use crate::gateway::headers::Fields;
 
 /// Longest sticky key, in bytes.
 pub const STICKY_KEY_BYTES_MAX: usize = 1_024;
@@ -26,8 +27,8 @@ impl StickyHash {
 }
 
 /// The caller's own key; an empty one is none. The error says what is wrong with the header.
-pub(crate) fn own_key(headers: &HeaderMap) -> Result<Option<&[u8]>, String> {
-    let mut values = headers.get_all(KEY_HEADER).iter();
+pub(crate) fn own_key(headers: &impl Fields) -> Result<Option<&[u8]>, String> {
+    let mut values = headers.values(KEY_HEADER);
     let Some(key) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(format!("header {KEY_HEADER} is there more than once; a request has one key"));
@@ -35,7 +36,7 @@ pub(crate) fn own_key(headers: &HeaderMap) -> Result<Option<&[u8]>, String> {
     if key.len() > STICKY_KEY_BYTES_MAX {
         return Err(format!("header {KEY_HEADER} has {} bytes; a key has {STICKY_KEY_BYTES_MAX} at most", key.len()));
     }
-    Ok(usable(key.as_bytes()))
+    Ok(usable(key))
 }
 
 fn usable(key: &[u8]) -> Option<&[u8]> {
@@ -59,11 +60,11 @@ impl KeySource {
     }
 
     /// The first of that name.
-    pub(crate) fn find<'h>(&self, headers: &'h HeaderMap) -> Option<&'h [u8]> {
+    pub(crate) fn find<'h>(&'h self, headers: &'h impl Fields) -> Option<&'h [u8]> {
         match self {
-            KeySource::Header(name) => headers.get(name).map(HeaderValue::as_bytes).and_then(usable),
+            KeySource::Header(name) => headers.values(name.as_str()).next().and_then(usable),
             KeySource::Cookie(name) => {
-                let pairs = headers.get_all(COOKIE).iter().flat_map(|cookies| cookies.as_bytes().split(|byte| *byte == b';'));
+                let pairs = headers.values("cookie").flat_map(|cookies| cookies.split(|byte| *byte == b';'));
                 let named = |pair: &'h [u8]| pair.trim_ascii().strip_prefix(name.as_slice())?.strip_prefix(b"=");
                 pairs.filter_map(named).next().and_then(usable)
             }
@@ -73,6 +74,8 @@ impl KeySource {
 
 #[cfg(test)]
 mod tests {
+    use http::header::{HeaderMap, HeaderValue};
+
     use super::*;
 
     fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {

@@ -53,6 +53,8 @@ pub(crate) enum UpstreamError {
     ConnectTimeout(String, u128),
     #[error("{0} hung up before it answered: {1}")]
     HungUp(String, hyper::Error),
+    #[error("{0} hung up before it answered: {1}")]
+    Lost(String, String),
     #[error("{0} did not answer within {1} ms")]
     NoAnswer(String, u128),
     #[error(transparent)]
@@ -66,7 +68,7 @@ pub(crate) enum UpstreamError {
 impl UpstreamError {
     /// There was no connection to the server, or it ended before an answer.
     pub(crate) fn is_of_connection(&self) -> bool {
-        matches!(self, UpstreamError::Connect(..) | UpstreamError::ConnectTimeout(..) | UpstreamError::HungUp(..))
+        matches!(self, UpstreamError::Connect(..) | UpstreamError::ConnectTimeout(..) | UpstreamError::HungUp(..) | UpstreamError::Lost(..))
     }
 }
 
@@ -98,6 +100,25 @@ impl Upstream {
         let endpoints = Endpoints::new(addresses, limits);
         let idle = endpoints.all().iter().map(|_| Mutex::default()).collect();
         Arc::new(Upstream { endpoints, idle, timeout, connect_timeout, retries, net })
+    }
+
+    pub(crate) fn endpoints(&self) -> &Arc<Endpoints> {
+        &self.endpoints
+    }
+
+    /// Time for an answer's head, and for each silence within its body.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Time to connect to one of its servers.
+    pub(crate) fn connect_timeout(&self) -> Duration {
+        self.connect_timeout
+    }
+
+    /// How often a request is given to another server after one could not be reached.
+    pub(crate) fn retries(&self) -> u32 {
+        self.retries
     }
 
     /// Passes a request on and gives back the answer as soon as its head is there. Both bodies are passed on as they come. `mirrored`

@@ -2,13 +2,13 @@
 
 use std::error::Error;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
 use super::Refusal;
 
@@ -46,17 +46,6 @@ impl BodyError {
         };
         Refusal::new(status, error_code, self.to_string())
     }
-
-    fn of_caller(error: &hyper::Error) -> BodyError {
-        let source = error.source();
-        match source.and_then(|s| s.downcast_ref::<std::io::Error>()).map(std::io::Error::kind) {
-            Some(std::io::ErrorKind::TimedOut) => BodyError::Stalled(source.map(ToString::to_string).unwrap_or_default()),
-            Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => {
-                BodyError::Malformed(source.map(ToString::to_string).unwrap_or_default())
-            }
-            _ => BodyError::Gone,
-        }
-    }
 }
 
 /// The body of a request or of an answer.
@@ -68,21 +57,8 @@ enum Inner {
     #[default]
     Empty,
     Full(Bytes),
-    Caller(FromCaller),
     Stream(UnsyncBoxBody<Bytes, BodyError>),
 }
-
-/// What a caller sends, counted, with its failure kept where the front finds it.
-#[derive(Debug)]
-struct FromCaller {
-    incoming: Incoming,
-    bytes: u64,
-    bytes_max: u64,
-    fault: Fault,
-}
-
-/// Where a request body leaves its failure: the first one stays.
-pub(super) type Fault = Arc<OnceLock<BodyError>>;
 
 impl Body {
     /// No bytes.
@@ -98,16 +74,13 @@ impl Body {
         Body(Inner::Stream(body.map_err(|e| BodyError::Source(Arc::from(e.into()))).boxed_unsync()))
     }
 
-    /// What a caller sends. Refused at once if its length is announced and over `bytes_max`; counted while it comes.
-    pub(super) fn from_caller(incoming: Incoming, bytes_max: u64) -> Result<(Body, Option<Fault>), BodyError> {
-        if incoming.is_end_stream() {
-            return Ok((Body::empty(), None));
+    /// All of it, if it is there.
+    pub(super) fn into_bytes(self) -> Result<Bytes, Body> {
+        match self.0 {
+            Inner::Empty => Ok(Bytes::new()),
+            Inner::Full(bytes) => Ok(bytes),
+            stream @ Inner::Stream(_) => Err(Body(stream)),
         }
-        if incoming.size_hint().lower() > bytes_max {
-            return Err(BodyError::TooLarge { bytes_max });
-        }
-        let fault = Fault::default();
-        Ok((Body(Inner::Caller(FromCaller { incoming, bytes: 0, bytes_max, fault: fault.clone() })), Some(fault)))
     }
 
     /// All of it in one piece.
@@ -123,6 +96,15 @@ impl Body {
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Body {
         if bytes.is_empty() { Body::empty() } else { Body(Inner::Full(bytes)) }
+    }
+}
+
+impl From<crate::gateway::Body> for Body {
+    fn from(body: crate::gateway::Body) -> Body {
+        match body.into_bytes() {
+            Ok(bytes) => Body::from(bytes),
+            Err(body) => Body::stream(body),
+        }
     }
 }
 
@@ -156,7 +138,6 @@ impl HttpBody for Body {
                 self.0 = Inner::Empty;
                 Poll::Ready(Some(Ok(Frame::data(bytes))))
             }
-            Inner::Caller(body) => body.poll_frame(cx),
             Inner::Stream(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -165,7 +146,6 @@ impl HttpBody for Body {
         match &self.0 {
             Inner::Empty => true,
             Inner::Full(_) => false,
-            Inner::Caller(body) => body.incoming.is_end_stream(),
             Inner::Stream(body) => body.is_end_stream(),
         }
     }
@@ -174,26 +154,7 @@ impl HttpBody for Body {
         match &self.0 {
             Inner::Empty => SizeHint::with_exact(0),
             Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Inner::Caller(body) => body.incoming.size_hint(),
             Inner::Stream(body) => body.size_hint(),
         }
-    }
-}
-
-impl FromCaller {
-    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(cx) else { return Poll::Pending };
-        let error = match frame {
-            None => return Poll::Ready(None),
-            Some(Ok(frame)) => {
-                self.bytes = self.bytes.saturating_add(frame.data_ref().map_or(0, |data| data.len() as u64));
-                if self.bytes <= self.bytes_max {
-                    return Poll::Ready(Some(Ok(frame)));
-                }
-                BodyError::TooLarge { bytes_max: self.bytes_max }
-            }
-            Some(Err(error)) => BodyError::of_caller(&error),
-        };
-        Poll::Ready(Some(Err(self.fault.get_or_init(|| error).clone())))
     }
 }

@@ -1,32 +1,36 @@
 //! Where requests go, and the loop that accepts connections.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, TcpListener};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use async_io::Timer;
+use async_io::{Async, Timer};
 use async_std::future::timeout;
-use async_std::net::{TcpListener, TcpStream};
-use async_std::task::{self, JoinHandle};
+use async_std::task;
 use futures::channel::oneshot;
+use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::{FutureExt, select_biased};
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 
 use super::app::{PANICKED, State, app};
 use super::bridge::through_tide;
-use super::connection::{connection, turn_away};
+use super::connection::{Connection, Lane, value};
 use super::counters::Answered;
 use super::limits::connections_possible;
-use super::request_id::{self, REQUEST_ID_HEADER};
-use super::socket::Socket;
+use super::request_id::{REQUEST_ID_HEADER, RequestId};
 use super::{ACCEPT_PAUSE_MS_MAX, ACCEPT_PAUSE_MS_MIN, Body, Control, Counters, Limits, Predict, Refusal, TURNED_AWAY_MAX};
 use crate::core::ids::RouteName;
+use crate::eventloop::{self, EventLoop, Stream};
+use crate::gateway::Gateway;
 
 /// The route of `POST /predict`.
 const DEFAULT_ROUTE: &str = "default";
@@ -35,7 +39,7 @@ const DEFAULT_ROUTE: &str = "default";
 pub struct Front {
     app: tide::Server<State>,
     predict: Arc<dyn Predict>,
-    limits: Arc<Limits>,
+    limits: Limits,
     counters: Arc<Counters>,
 }
 
@@ -48,23 +52,25 @@ pub struct Drained {
 
 /// Where a path leads.
 #[derive(Debug, PartialEq, Eq)]
-enum Target {
+pub(super) enum Target {
     Predict(RouteName),
     NoRoute(Refusal),
     Resource,
 }
 
 impl Target {
-    fn of(path: &str) -> Target {
-        let name = if path == "/predict" {
-            DEFAULT_ROUTE
-        } else if let Some(name) = path.strip_prefix("/v2/models/").and_then(|rest| rest.strip_suffix("/infer")) {
-            name
-        } else if let Some(name) = path.strip_prefix("/v1/models/").and_then(|rest| rest.strip_suffix(":predict")) {
-            name
-        } else {
-            return Target::Resource;
-        };
+    /// The name of the route that this path asks a prediction of, if it does; not checked.
+    pub(super) fn route_of(path: &str) -> Option<&str> {
+        if path == "/predict" {
+            return Some(DEFAULT_ROUTE);
+        }
+        let v2 = || path.strip_prefix("/v2/models/")?.strip_suffix("/infer");
+        let v1 = || path.strip_prefix("/v1/models/")?.strip_suffix(":predict");
+        v2().or_else(v1)
+    }
+
+    pub(super) fn of(path: &str) -> Target {
+        let Some(name) = Target::route_of(path) else { return Target::Resource };
         match RouteName::new(name) {
             Ok(route) => Target::Predict(route),
             Err(error) => Target::NoRoute(Refusal::new(404, "unknown_route", format!("{error}; GET /routing lists the routes"))),
@@ -76,69 +82,100 @@ impl Front {
     /// A front for this control plane and this data plane.
     pub fn new(control: Arc<dyn Control>, predict: Arc<dyn Predict>, limits: Limits) -> Arc<Front> {
         let counters = Arc::<Counters>::default();
-        Arc::new(Front { app: app(control, counters.clone()), predict, limits: Arc::new(limits), counters })
+        Arc::new(Front { app: app(control, counters.clone()), predict, limits, counters })
     }
 
     /// The limits it was made with.
-    pub fn limits(&self) -> &Arc<Limits> {
+    pub fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// Answers one request; with `refusal`, if the request is only there to carry it.
-    pub(super) async fn answer(&self, mut request: Request<Incoming>, refusal: Option<Refusal>) -> Response<Body> {
-        let id = request_id::settle(request.headers_mut());
-        let (by, answer) = match refusal {
-            Some(refusal) => (Answered::Refused, Err(refusal)),
-            None => match Target::of(request.uri().path()) {
-                Target::Predict(route) => (Answered::Predict, self.predict(route, request, &id).await),
-                Target::NoRoute(refusal) => (Answered::Predict, Err(refusal)),
-                Target::Resource => (Answered::Resource, self.resource(request).await),
-            },
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(super) fn gateway(&self) -> Option<Arc<Gateway>> {
+        self.predict.gateway().cloned()
+    }
+
+    /// The answer to a request that is wrong whatever its body is.
+    pub(super) fn refused(&self, target: &Target, request: &Request<()>) -> Option<Response<Body>> {
+        let id = RequestId::of(request.headers());
+        let answer = match target {
+            Target::Predict(_) if request.method() != Method::POST => {
+                let sentence = format!("{} does not take {}; use POST", request.uri().path(), request.method());
+                let mut answer = error(&Refusal::new(405, "method_not_allowed", sentence), id);
+                answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+                answer
+            }
+            Target::NoRoute(refusal) => error(refusal, id),
+            _ => return None,
         };
-        let mut answer = answer.unwrap_or_else(|refusal| error(&refusal, &id));
+        Some(self.counted(Answered::Predict, answer, id))
+    }
+
+    /// The answer to a head that is refused.
+    pub(super) fn refused_head(&self, refusal: &Refusal) -> Response<Body> {
+        let id = RequestId::fresh();
+        self.counted(Answered::Refused, error(refusal, id), id)
+    }
+
+    /// The answer to a request whose body is refused.
+    pub(super) fn refusal(&self, refusal: &Refusal, id: RequestId) -> Response<Body> {
+        self.counted(Answered::Predict, error(refusal, id), id)
+    }
+
+    fn counted(&self, by: Answered, mut answer: Response<Body>, id: RequestId) -> Response<Body> {
         self.counters.answered(by, answer.status().as_u16());
-        answer.headers_mut().insert(REQUEST_ID_HEADER, id);
+        answer.headers_mut().insert(REQUEST_ID_HEADER, value(id.as_bytes()));
         answer
     }
 
-    async fn resource(&self, request: Request<Incoming>) -> Result<Response<Body>, Refusal> {
-        let (parts, incoming) = request.into_parts();
-        let (body, _) = Body::from_caller(incoming, self.limits.resource_body_bytes_max).map_err(|e| e.refusal())?;
+    /// Answers one request that is not refused and not passed on.
+    pub(super) async fn answer(self: Arc<Self>, target: Target, request: Request<Body>, id: RequestId) -> Response<Body> {
+        let (by, answer) = match target {
+            Target::Predict(route) => (Answered::Predict, self.predict(route, request, id).await),
+            Target::NoRoute(refusal) => (Answered::Predict, Err(refusal)),
+            Target::Resource => {
+                // The control plane is async-std's, and what it takes to answer does not hold up the predictions of this thread.
+                let front = Arc::clone(&self);
+                (Answered::Resource, task::spawn(async move { front.resource(request).await }).await)
+            }
+        };
+        let answer = answer.unwrap_or_else(|refusal| error(&refusal, id));
+        self.counted(by, answer, id)
+    }
+
+    async fn resource(&self, request: Request<Body>) -> Result<Response<Body>, Refusal> {
+        let (parts, body) = request.into_parts();
         let body = body.bytes().await.map_err(|e| e.refusal())?;
         through_tide(&self.app, parts, body).await
     }
 
-    async fn predict(&self, route: RouteName, request: Request<Incoming>, id: &HeaderValue) -> Result<Response<Body>, Refusal> {
-        if request.method() != Method::POST {
-            let sentence = format!("{} does not take {}; use POST", request.uri().path(), request.method());
-            let refusal = Refusal::new(405, "method_not_allowed", sentence);
-            let mut answer = error(&refusal, id);
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-            return Ok(answer);
-        }
-        let (parts, incoming) = request.into_parts();
-        let (body, fault) = Body::from_caller(incoming, self.limits.body_bytes_max).map_err(|e| e.refusal())?;
-        let answer = AssertUnwindSafe(async { self.predict.predict(route, Request::from_parts(parts, body)).await }).catch_unwind().await;
+    async fn predict(&self, route: RouteName, request: Request<Body>, id: RequestId) -> Result<Response<Body>, Refusal> {
+        let answer = AssertUnwindSafe(async { self.predict.predict(route, request).await }).catch_unwind().await;
         if answer.is_err() {
             self.counters.panicked();
             log::error!(event = "handler_panicked", request_id:? = id; "the data plane panicked on a request");
         }
-        if let Some(fault) = fault.as_ref().and_then(|fault| fault.get()) {
-            return Err(fault.refusal());
-        }
         answer.map_err(|_| Refusal::new(500, "panicked", PANICKED))
     }
 
-    /// Accepts connections from `listener` and serves them until `stop` resolves; then accepts none, lets the requests in flight
-    /// end, and cuts those that take longer than the drain time.
-    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: impl Future<Output = ()>) -> Drained {
-        let (stopping, stopped) = oneshot::channel::<()>();
-        let stopped = stopped.map(drop).shared();
-        let mut connections = FuturesUnordered::new();
+    /// Accepts connections from `listener` and serves them on event loops, one for each core, until `stop` resolves; then accepts none,
+    /// lets the requests in flight end, and cuts those that take longer than the drain time.
+    ///
+    /// One listener for all loops, which hands each connection to the loop that has the fewest: with a listener for each, the system spreads
+    /// connections by a hash, unevenly, a second node could take the same port unnoticed, and a stop would lose what one of them had
+    /// not accepted yet.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener, stop: impl Future<Output = ()>) -> io::Result<Drained> {
+        let listener = Async::new(listener)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let loops: Vec<ServingLoop> = (0..cores).map(|number| ServingLoop::start(&self, number)).collect::<io::Result<_>>()?;
         let mut turned_away = FuturesUnordered::new();
         let mut pause = Pause::default();
         let mut stop = pin!(stop.fuse());
         let connections_max = self.connections_max();
+        let open = || loops.iter().map(|serving| serving.open.load(Ordering::Relaxed)).sum::<usize>();
         loop {
             let accept = async {
                 if let Some(until) = pause.until {
@@ -148,19 +185,19 @@ impl Front {
             };
             let accepted = select_biased! {
                 () = stop => break,
-                () = connections.select_next_some() => continue,
                 () = turned_away.select_next_some() => continue,
-                accepted = accept.fuse() => accepted,
+                accepted = accept.fuse() => accepted.and_then(|(stream, peer)| Ok((stream.into_inner()?, peer))),
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     pause = Pause::default();
-                    if connections.len() < connections_max {
-                        connections.push(self.spawn(stream, stopped.clone()));
+                    let Some(least) = loops.iter().min_by_key(|serving| serving.open.load(Ordering::Relaxed)) else { continue };
+                    if open() < connections_max {
+                        least.serve(stream, peer.ip());
                     } else {
                         self.counters.turned_away();
                         if turned_away.len() < TURNED_AWAY_MAX {
-                            turned_away.push(self.spawn_turned_away(stream, connections_max));
+                            turned_away.push(least.turn_away(stream, connections_max));
                         }
                     }
                 }
@@ -168,24 +205,13 @@ impl Front {
             }
         }
         drop(listener);
-        // A receiver that is gone means there is no connection to tell.
-        let _ = stopping.send(());
+        loops.iter().for_each(ServingLoop::stop);
         let drain = Duration::from_millis(self.limits.drain_ms_max);
-        let _ = timeout(drain, async { while connections.next().await.is_some() {} }).await;
-        let drained = Drained { cut: connections.len() };
-        for task in connections.into_iter().chain(turned_away) {
-            task.cancel().await;
-        }
-        drained
-    }
-
-    fn spawn(self: &Arc<Self>, stream: TcpStream, stopped: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-        let open = Open::new(self.counters.clone());
-        let serving = connection(self.clone(), Socket::new(stream), stopped);
-        spawn_caught(async move {
-            serving.await;
-            drop(open);
-        })
+        let _ = timeout(drain, join_all(loops.iter().map(ServingLoop::ended))).await;
+        let cut = open();
+        // Each waits for its thread, which drops what is left.
+        task::spawn_blocking(move || drop(loops)).await;
+        Ok(Drained { cut })
     }
 
     /// The limit of connections, or what the process can hold of them.
@@ -199,41 +225,124 @@ impl Front {
         }
         wanted.min(possible)
     }
+}
 
-    fn spawn_turned_away(self: &Arc<Self>, stream: TcpStream, connections_max: usize) -> JoinHandle<()> {
+/// An event loop with its connections.
+struct ServingLoop {
+    event_loop: EventLoop,
+    front: Arc<Front>,
+    open: Arc<AtomicUsize>,
+    /// Somebody waits for the last connection's end.
+    watched: Arc<event_listener::Event>,
+}
+
+thread_local! {
+    static LANE: RefCell<Option<Rc<Lane>>> = const { RefCell::new(None) };
+}
+
+impl ServingLoop {
+    fn start(front: &Arc<Front>, number: usize) -> io::Result<ServingLoop> {
+        let event_loop = EventLoop::start(&format!("data-{number}"))?;
+        let shared = Arc::clone(front);
+        event_loop.handle().send(move || {
+            let lane = Lane::new(shared);
+            LANE.set(Some(Rc::clone(&lane)));
+            eventloop::spawn(async move { lane.keep_house().await }).detach();
+        });
+        Ok(ServingLoop { event_loop, front: Arc::clone(front), open: Arc::default(), watched: Arc::default() })
+    }
+
+    fn serve(&self, stream: std::net::TcpStream, peer: IpAddr) {
+        let open = Open::new(self);
+        self.event_loop.handle().send(move || {
+            let Some((lane, stream)) = taken(stream) else { return };
+            let serving = Connection::new(lane, stream, Some(peer)).serve();
+            eventloop::spawn(caught(async move {
+                serving.await;
+                drop(open);
+            }))
+            .detach();
+        });
+    }
+
+    /// Ready when the connection has been told that there are too many.
+    fn turn_away(&self, stream: std::net::TcpStream, connections_max: usize) -> impl Future<Output = ()> + use<> {
         let sentence = format!("this node serves {connections_max} connections, its limit; try another node, or again later");
-        spawn_caught(turn_away(self.clone(), Socket::new(stream), Refusal::new(503, "too_many_connections", sentence)))
+        let (done, told) = oneshot::channel::<()>();
+        self.event_loop.handle().send(move || {
+            let Some((lane, stream)) = taken(stream) else { return };
+            let telling = Connection::new(lane, stream, None).turn_away(Refusal::new(503, "too_many_connections", sentence));
+            eventloop::spawn(caught(async move {
+                telling.await;
+                drop(done);
+            }))
+            .detach();
+        });
+        told.map(drop)
+    }
+
+    fn stop(&self) {
+        self.event_loop.handle().send(|| {
+            if let Some(lane) = LANE.with_borrow(Option::clone) {
+                lane.stop();
+            }
+        });
+    }
+
+    /// Ready when no connection is left.
+    async fn ended(&self) {
+        loop {
+            let ended = self.watched.listen();
+            if self.open.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
+/// The thread's lane, and the socket as its event loop has it.
+fn taken(stream: std::net::TcpStream) -> Option<(Rc<Lane>, Stream)> {
+    let stream = Stream::tcp(stream).inspect_err(|error| {
+        log::debug!(event = "connection_failed"; "a connection could not be taken: {error}");
+    });
+    LANE.with_borrow(Option::clone).zip(stream.ok())
+}
+
 /// Counts a connection for as long as it is there, also if its task is cut.
-struct Open(Arc<Counters>);
+struct Open {
+    front: Arc<Front>,
+    open: Arc<AtomicUsize>,
+    watched: Arc<event_listener::Event>,
+}
 
 impl Open {
-    fn new(counters: Arc<Counters>) -> Open {
-        counters.opened();
-        Open(counters)
+    fn new(serving: &ServingLoop) -> Open {
+        serving.front.counters.opened();
+        serving.open.fetch_add(1, Ordering::SeqCst);
+        Open { front: Arc::clone(&serving.front), open: Arc::clone(&serving.open), watched: Arc::clone(&serving.watched) }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.closed();
+        self.front.counters.closed();
+        if self.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.watched.notify(usize::MAX);
+        }
     }
 }
 
-/// Waiting for a task that panicked would panic, and one connection must not end them all.
-fn spawn_caught(future: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
-    task::spawn(AssertUnwindSafe(future).catch_unwind().map(|ended| {
-        if ended.is_err() {
-            log::error!(event = "connection_panicked"; "a connection's task panicked");
-        }
-    }))
+/// A connection that panics must not end the loop with all the others.
+async fn caught(future: impl Future<Output = ()>) {
+    if AssertUnwindSafe(future).catch_unwind().await.is_err() {
+        log::error!(event = "connection_panicked"; "a connection's task panicked");
+    }
 }
 
 /// An error as an answer.
-fn error(refusal: &Refusal, request_id: &HeaderValue) -> Response<Body> {
-    let body = refusal.body(request_id.to_str().unwrap_or("-"));
+fn error(refusal: &Refusal, id: RequestId) -> Response<Body> {
+    let body = refusal.body(id.as_str());
     let mut answer = Response::new(Body::from(serde_json::to_vec(&body).unwrap_or_default()));
     *answer.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

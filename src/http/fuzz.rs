@@ -1,8 +1,10 @@
 //! What callers may send to the front, for the fuzzer and its corpus.
 
-use super::framing::{Framing, Part, Step};
+use super::Limits;
+use super::chunked::{Chunks, Piece};
+use super::connection::no_lines;
+use super::head::{self, Facts, Framed};
 use super::resources::read_json;
-use super::{Limits, Refusal};
 use crate::api::{RollbackRequest, RolloutRequest, TransactionRequest};
 
 /// A connection's bytes. However they arrive, the same heads and bodies come out, and the same refusal.
@@ -13,30 +15,70 @@ pub(crate) fn requests(stream: &[u8]) {
     }
 }
 
-/// How many bytes of what, one after another, and what ends it.
-fn parts(stream: &[u8], piece: usize) -> (Vec<(bool, usize)>, Option<Refusal>) {
-    let mut framing = Framing::new(&Limits { head_bytes_max: 512, headers_max: 8, ..Limits::default() });
+/// A request as it was read: the length of its head, what that says, and the data of its body.
+type Read = (usize, Facts, Vec<u8>);
+
+/// What a connection is read as, and what ends it.
+fn parts(stream: &[u8], piece: usize) -> (Vec<Read>, Option<&'static str>) {
+    let limits = Limits { head_bytes_max: 512, headers_max: 8, ..Limits::default() };
+    let mut read = Vec::new();
     let mut held: Vec<u8> = Vec::new();
-    let mut parts: Vec<(bool, usize)> = Vec::new();
-    for bytes in stream.chunks(piece) {
-        held.extend(bytes);
-        while !held.is_empty() {
-            let body = framing.part() == Part::Body;
-            match framing.step(&held) {
-                Err(refusal) => return (parts, Some(refusal)),
-                Ok(Step::More) => break,
-                Ok(Step::Pass(count)) => {
-                    assert!((1..=held.len()).contains(&count), "{count} of {} bytes pass", held.len());
-                    held.drain(..count);
-                    match parts.last_mut() {
-                        Some((true, bytes)) if body => *bytes += count,
-                        _ => parts.push((body, count)),
-                    }
-                }
+    let mut coming = stream.chunks(piece);
+    // As `Connection::head` and `Connection::gather` do it, without a socket and without limits of time.
+    loop {
+        let mut searched = 0;
+        let length = loop {
+            while held.starts_with(b"\r\n") {
+                held.drain(..2);
             }
+            if held.first().is_some_and(|first| !head::could_begin(*first)) {
+                return (read, Some("not_http"));
+            }
+            match head::find_end(&held, searched) {
+                Ok(Some(length)) if length <= limits.head_bytes_max => break length,
+                Ok(None) if held.len() < limits.head_bytes_max => searched = held.len(),
+                Ok(_) => return (read, Some("head_too_large")),
+                Err(refusal) => return (read, Some(refusal.error_code)),
+            }
+            let Some(more) = coming.next() else { return (read, None) };
+            held.extend(more);
+        };
+        let mut lines = no_lines();
+        let facts = match head::request(held.get(..length).unwrap_or_default(), &mut lines, &limits) {
+            Ok(head) => head.facts,
+            Err(refusal) => return (read, Some(refusal.error_code)),
+        };
+        held.drain(..length);
+        let (mut data, mut chunks) = (Vec::new(), Chunks::new());
+        loop {
+            let over = match facts.framed {
+                Framed::Length(length) => {
+                    let left = usize::try_from(length).unwrap_or(usize::MAX) - data.len();
+                    data.extend(held.drain(..left.min(held.len())));
+                    data.len() as u64 == length
+                }
+                Framed::Chunked => match chunks.next(&held) {
+                    Err(_) => return (read, Some("body_malformed")),
+                    Ok((used, next)) => {
+                        assert!(used <= held.len(), "{used} of {} bytes are used up", held.len());
+                        held.drain(..used);
+                        if let Piece::Data(count) = next {
+                            data.extend(held.drain(..count));
+                            continue;
+                        }
+                        next == Piece::End
+                    }
+                },
+                Framed::UntilClose => return (read, Some("a request whose body ends with its connection")),
+            };
+            if over {
+                break;
+            }
+            let Some(more) = coming.next() else { return (read, None) };
+            held.extend(more);
         }
+        read.push((length, facts, data));
     }
-    (parts, None)
 }
 
 /// The body of a change. What is taken is the same when it is written and read again.

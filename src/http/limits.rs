@@ -4,14 +4,20 @@
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Most header lines of a request: 431.
 pub const HEADERS_MAX: usize = 100;
-/// Longest body of a prediction, in bytes: 413.
+/// Longest body of a prediction that is waited for as a whole, in bytes: 413. Models in the process need all of it.
 pub const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Longest body of a prediction that is passed on to a model server as it comes, in bytes: 413.
+pub const FORWARDED_BODY_BYTES_MAX: u64 = 64 << 30;
 /// Longest body of a request to any other resource, in bytes: 413.
 pub const RESOURCE_BODY_BYTES_MAX: u64 = 1024 * 1024;
 /// From a head's first byte to its last, in milliseconds: 408.
 pub const HEAD_MS_MAX: u64 = 10_000;
 /// From a body's first wait to its last byte, in milliseconds: 408.
 pub const BODY_MS_MAX: u64 = 300_000;
+/// Beyond that time a body may take as long as it keeps up this rate from its beginning on, in bytes a second.
+pub const BODY_BYTES_PER_S_MIN: u64 = 16 * 1024;
+/// How long a connection that has changed its protocol may be silent in both directions, in milliseconds.
+pub const TUNNEL_IDLE_MS_MAX: u64 = 600_000;
 /// Longest pause within a body, or while the caller takes no more of its answer, in milliseconds.
 pub const STALL_MS_MAX: u64 = 30_000;
 /// How long a connection may wait for its next request, in milliseconds; then it is closed.

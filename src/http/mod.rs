@@ -1,35 +1,40 @@
-//! The HTTP front: hyper reads and writes, tide routes and answers, predictions go past tide straight to the data plane.
+//! The HTTP front: it reads and writes HTTP/1.1, tide routes and answers, predictions go past tide straight to the data plane.
 //!
 //! ```text
-//! accept ─ Guarded (framing, clocks) ─ hyper ─┬─ POST /predict, /v2/models/{route}/infer ─ Predict
-//!                                             └─ everything else ─ tide app ─ Control
+//! accept ─ one of the event loops ─ head, checked ─┬─ a prediction that a model server answers ─ passed on (relay)
+//!                                                  ├─ any other prediction ─ Predict
+//!                                                  └─ everything else ─ tide app, on async-std's threads ─ Control
 //! ```
 //!
-//! - A connection is generic over its socket; only [`Front::serve`], which accepts, knows async-std.
+//! - Connections live on the threads of [`crate::eventloop`]; only [`Front::serve`], which accepts, and the tide app know async-std.
 //! - No request is read past its limits ([`Limits`]), and none reaches anybody that two servers could read differently.
-//! - Every error has an [`api::ErrorBody`]; every answer names its request in `x-request-id`. Only a head that is not HTTP
-//!   at all gets hyper's bare 400.
+//! - Every error has an [`api::ErrorBody`]; every answer names its request in `x-request-id`.
 //! - http-types panics on what it cannot hold, so a request is checked before it is turned into one of its own.
 
 mod app;
 mod body;
 mod bridge;
+mod caller;
+mod chunked;
 pub mod client;
 mod connection;
 mod counters;
 #[cfg(test)]
 pub(crate) mod fakes;
-mod framing;
 mod front;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
-mod guarded;
+mod head;
 mod limits;
 mod live;
 mod metrics;
+mod pipe;
+mod pool;
+mod relay;
+#[cfg(test)]
+mod relay_tests;
 mod request_id;
 mod resources;
-mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +45,7 @@ use futures::future::BoxFuture;
 use crate::api;
 use crate::core::ids::{RouteName, Slot, TxId};
 use crate::core::rollout::RolloutId;
+use crate::gateway::Gateway;
 
 pub use app::{State, app};
 pub use body::{Body, BodyError};
@@ -128,6 +134,11 @@ pub trait Predict: Send + Sync + 'static {
     /// say. The request's body ends with a [`BodyError`] when it breaks a limit or its framing; whatever is answered then, the
     /// caller gets the error's own status and reason.
     fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>>;
+
+    /// The gateway behind it, if requests may be passed on to its model servers without asking [`Predict::predict`].
+    fn gateway(&self) -> Option<&Arc<Gateway>> {
+        None
+    }
 }
 
 /// Whether a node may be sent traffic, and why not.

@@ -242,7 +242,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
 
     let stop = stop_signal(signals.ok(), events.clone(), stopping, reread);
     let front = Front::new(plane, Arc::new(DataPlane(gateway)), Limits::default());
-    let drained = front.serve(data.into(), stop).await;
+    let drained = front.serve(data, stop).await.map_err(in_file("the threads of", Path::new("the data plane")))?;
     events.say(Level::Info, "drained", json!({"cut": drained.cut}));
 
     mesh.stop().await;
@@ -262,7 +262,11 @@ struct DataPlane(Arc<Gateway>);
 impl http::Predict for DataPlane {
     fn predict(&self, route: RouteName, request: ::http::Request<http::Body>) -> BoxFuture<'static, ::http::Response<http::Body>> {
         let gateway = self.0.clone();
-        async move { gateway.predict(&route, request).await.map(http::Body::stream) }.boxed()
+        async move { gateway.predict(&route, request).await.map(http::Body::from) }.boxed()
+    }
+
+    fn gateway(&self) -> Option<&Arc<Gateway>> {
+        Some(&self.0)
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Limits {
 /// The model servers of one model.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
+    /// No two have the same, so that connections can be kept by it.
+    number: u64,
     list: Vec<Endpoint>,
     limits: Limits,
     queue: Queue,
@@ -114,7 +116,13 @@ impl Endpoints {
             failures: AtomicU64::new(0),
         };
         let list = addresses.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect();
-        Arc::new(Endpoints { list, limits, queue: Queue::new(), seen_us: AtomicU64::new(0) })
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        Arc::new(Endpoints { number: MADE.fetch_add(1, Relaxed), list, limits, queue: Queue::new(), seen_us: AtomicU64::new(0) })
+    }
+
+    /// A number that no others in this process have.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
     }
 
     /// All of them; a permit's index is the place in here.

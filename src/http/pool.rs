@@ -1,0 +1,87 @@
+//! Connections to model servers: one thread's own, kept while they are idle.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use async_std::net::ToSocketAddrs as _;
+
+use super::caller::Input;
+use crate::eventloop::{self, Stream};
+
+/// Idle connections that one thread keeps to one model server.
+pub const UPSTREAM_IDLE_MAX: usize = 256;
+/// How long an idle connection may be used again, in milliseconds. Shorter than servers keep theirs: gunicorn 2 s, uvicorn and Node 5 s. A request that meets a server's closing of the connection cannot be sent again.
+pub const UPSTREAM_IDLE_MS_MAX: u64 = 1_500;
+
+/// A connection to a model server.
+pub(super) struct Connected {
+    pub(super) stream: Stream,
+    pub(super) input: Input,
+}
+
+/// Which model server: the endpoints' own number, and its place among them.
+pub(super) type Key = (u64, usize);
+
+/// The idle connections of one thread.
+#[derive(Default)]
+pub(super) struct Pool {
+    idle: RefCell<HashMap<Key, Vec<(Instant, Connected)>>>,
+}
+
+impl Pool {
+    /// The connection that was used last, so that the others grow old and go.
+    pub(super) fn take(&self, key: Key) -> Option<Connected> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(&key)?;
+        let now = eventloop::now();
+        while let Some((since, connected)) = kept.pop() {
+            if now.duration_since(since) < Duration::from_millis(UPSTREAM_IDLE_MS_MAX) && !connected.stream.is_readable() {
+                return Some(connected);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection on which nothing is left to come.
+    pub(super) fn keep(&self, key: Key, mut connected: Connected) {
+        // What it has sent without being asked can only be an error, or its end.
+        if connected.stream.is_readable() || !connected.input.is_empty() {
+            return;
+        }
+        connected.input.give_back();
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(key).or_default();
+        if kept.len() < UPSTREAM_IDLE_MAX {
+            kept.push((eventloop::now(), connected));
+        }
+    }
+
+    /// Lets go of those that are too old or have ended.
+    pub(super) fn sweep(&self) {
+        let now = eventloop::now();
+        self.idle.borrow_mut().retain(|_, kept| {
+            kept.retain(|(since, connected)| {
+                now.duration_since(*since) < Duration::from_millis(UPSTREAM_IDLE_MS_MAX) && !connected.stream.is_readable()
+            });
+            !kept.is_empty()
+        });
+    }
+}
+
+/// Connects to a server by name or address; of several addresses to the first that takes the connection.
+pub(super) async fn connect(host: &str, port: u16) -> io::Result<Connected> {
+    if let Ok(address) = host.parse::<IpAddr>() {
+        return Ok(Connected { stream: Stream::connect(SocketAddr::new(address, port)).await?, input: Input::default() });
+    }
+    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
+    for address in (host, port).to_socket_addrs().await? {
+        match Stream::connect(address).await {
+            Ok(stream) => return Ok(Connected { stream, input: Input::default() }),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

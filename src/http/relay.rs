@@ -1,0 +1,730 @@
+//! A prediction that is passed on to a model server: its head with the few lines changed that have to be, both bodies as they come.
+//!
+//! A request costs four system calls: its head and body are read in one and written in one, and so are the answer's. Neither head is taken
+//! apart and put together again; what stands between two lines that change is copied in one piece.
+//!
+//! A request is sent again, to another server, only while nothing of it has been sent. Of a request that was, nobody knows what became of it.
+
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+use std::time::{Duration, Instant};
+
+use httparse::Header;
+
+use super::caller::send;
+use super::connection::{Asked, Connection, Then, late, no_lines, persistence};
+use super::counters::Answered;
+use super::front::Target;
+use super::head::{self, Facts, Framed, PARSED_HEADERS_MAX, RequestHead};
+use super::pipe::{Broken, First, Pipe};
+use super::pool::{Connected, connect};
+use super::request_id::{REQUEST_ID_HEADER, RequestId, hexadecimal};
+use super::{Body, FORWARDED_BODY_BYTES_MAX, Refusal, TUNNEL_IDLE_MS_MAX};
+use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
+use crate::core::ids::Time;
+use crate::eventloop;
+use crate::gateway::forward::{self, Chosen, Permit, Plan, Routing, Upstream, UpstreamError};
+use crate::gateway::headers::{Fields, is_hop_by_hop};
+
+/// Longest head of an answer, in bytes.
+pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// What becomes of a request.
+pub(super) enum Planned<'s> {
+    Forward(Forward<'s>),
+    Answer(Result<Box<Asked>, Refusal>),
+}
+
+/// A request that is passed on. Its head stands in [`Connection::out`] as the model server gets it.
+pub(super) struct Forward<'s> {
+    routing: &'s Routing,
+    chosen: Result<(Chosen<'s>, &'s Arc<Upstream>), forward::Refusal>,
+    /// A place at one of the servers; none yet where all are taken.
+    permit: Option<Permit>,
+    facts: Facts,
+    id: RequestId,
+    /// Length of the first two lines, which depend on the server, in [`Connection::out`].
+    server_lines: usize,
+    /// The request's own path and query, and its method, for another server's lines.
+    target: String,
+    method: &'static str,
+}
+
+/// The lines of a head, as they were parsed.
+struct Parsed<'h, 'b>(&'h [Header<'b>]);
+
+impl Fields for Parsed<'_, '_> {
+    fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
+        self.0.iter().filter(|header| header.name.len() == name.len() && header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+    }
+}
+
+impl Connection {
+    /// Decides what becomes of the request whose head has been read, and uses the head up.
+    pub(super) fn plan<'s>(&mut self, length: usize, routing: Option<(Time, &'s Routing)>) -> Planned<'s> {
+        let mut lines = no_lines();
+        let mut out = std::mem::take(&mut self.out);
+        out.clear();
+        let planned = match self.parse(length, &mut lines) {
+            Ok((bytes, head)) => self.plan_head(bytes, &head, routing, &mut out),
+            Err(refusal) => Planned::Answer(Err(refusal)),
+        };
+        self.out = out;
+        self.input.use_up(length);
+        planned
+    }
+
+    fn plan_head<'s>(
+        &self,
+        bytes: &[u8],
+        head: &RequestHead<'_, '_>,
+        routing: Option<(Time, &'s Routing)>,
+        out: &mut Vec<u8>,
+    ) -> Planned<'s> {
+        let fields = Parsed(head.headers);
+        let id = RequestId::of(&fields);
+        let path = head.target.split('?').next().unwrap_or_default();
+        let method = match head.method {
+            "POST" => Some("POST"),
+            "GET" if head.facts.upgrade => Some("GET"),
+            _ => None,
+        };
+        if let (Some((lease_until, routing)), Some(view), Some(method), Some(route)) =
+            (routing, &self.lane.view, method, Target::route_of(path))
+        {
+            let gateway = view.gateway();
+            let chosen = match routing.plan(gateway, lease_until, route, &fields) {
+                Plan::Elsewhere => return Planned::Answer(asked(head, id)),
+                Plan::Forward(chosen, upstream) => Ok((chosen, upstream)),
+                Plan::Refused(refusal) => Err(refusal),
+            };
+            let mut forward =
+                Forward { routing, chosen, permit: None, facts: head.facts, id, server_lines: 0, target: String::new(), method };
+            if let Ok((_, upstream)) = &forward.chosen {
+                forward.permit = upstream.endpoints().try_admit(gateway.now(), None);
+                if forward.permit.is_none() || upstream.endpoints().all().len() > 1 {
+                    forward.target = head.target.to_owned();
+                }
+                if let Some(permit) = &forward.permit {
+                    server_lines(permit, method, head.target, out);
+                    forward.server_lines = out.len();
+                }
+                self.pass_on_lines(bytes, head, &fields, id, out);
+            }
+            return Planned::Forward(forward);
+        }
+        Planned::Answer(asked(head, id))
+    }
+
+    /// Appends the rest of a request's head as the model server gets it.
+    fn pass_on_lines(&self, bytes: &[u8], head: &RequestHead<'_, '_>, fields: &Parsed<'_, '_>, id: RequestId, out: &mut Vec<u8>) {
+        let connection = || fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        // Most say no more than what is known anyway.
+        let names_others =
+            connection().any(|word| ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|known| word.eq_ignore_ascii_case(known)));
+        let (mut host, mut forwarded_for, mut forwarded_proto, mut forwarded_host, mut traced, mut has_length) =
+            (None, None, false, false, false, false);
+        head::copy_lines(bytes, head.headers, out, |header| {
+            let name = header.name;
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            match name.len() {
+                4 if is("host") => {
+                    host = Some(header.value);
+                    return true;
+                }
+                11 if is("traceparent") => traced = true,
+                12 if is(REQUEST_ID_HEADER) => return true,
+                14 if is("content-length") => has_length = true,
+                15 if is("x-forwarded-for") => {
+                    forwarded_for.get_or_insert_with(Vec::new).push(header.value);
+                    return true;
+                }
+                15 if is(MIRROR_HEADER) => return true,
+                // An order to this node, not to the next; and only this node says that something is mirrored.
+                16 if is(VARIANT_HEADER) => return true,
+                16 if is("x-forwarded-host") => forwarded_host = true,
+                17 if is("x-forwarded-proto") => forwarded_proto = true,
+                _ => {}
+            }
+            is_hop_by_hop(name) || (names_others && connection().any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
+        });
+        if let Some(peer) = self.peer {
+            out.extend_from_slice(b"x-forwarded-for: ");
+            for earlier in forwarded_for.iter().flatten() {
+                out.extend_from_slice(earlier);
+                out.extend_from_slice(b", ");
+            }
+            use std::io::Write as _;
+            // Writing to a vector does not fail.
+            let _ = write!(out, "{peer}\r\n");
+        }
+        if !forwarded_proto {
+            out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+        }
+        if let Some(host) = host.filter(|_| !forwarded_host) {
+            super::connection::line("x-forwarded-host", host, out);
+        }
+        if !traced {
+            begin_trace(out);
+        }
+        if head.facts.upgrade {
+            out.extend_from_slice(b"connection: upgrade\r\n");
+            for protocol in fields.values("upgrade") {
+                super::connection::line("upgrade", protocol, out);
+            }
+        }
+        if head.facts.framed == Framed::Chunked {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        } else if !has_length && head.method == "POST" {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
+        out.extend_from_slice(b"x-request-id: ");
+        out.extend_from_slice(id.as_bytes());
+        out.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// Passes a request on, and the answer back.
+    pub(super) async fn forward(&mut self, forward: Forward<'_>) -> Then {
+        let Forward { routing, chosen, permit, facts, id, server_lines, target, method } = forward;
+        let (chosen, upstream) = match chosen {
+            Ok(chosen) => chosen,
+            Err(refusal) => return self.refuse_forward(None, refusal, routing, facts, id, false).await,
+        };
+        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), read: false };
+        match self.pass(&mut job, permit, server_lines, &target).await {
+            Ok(then) => then,
+            Err(Failed::Gone) => Then::Cut,
+            Err(Failed::Refused(error)) => {
+                let refusal = forward::Refusal::of_upstream(&error, &job.chosen.who());
+                let latency_us = job.asked.elapsed().as_micros() as u64;
+                let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
+                gateway.count(&job.chosen, latency_us, Err(&refusal));
+                self.refuse_forward(Some(&job.chosen), refusal, routing, facts, id, job.read).await
+            }
+            Err(Failed::Limit(refusal)) => {
+                let response = self.lane.front.refusal(&refusal, id);
+                let _ = self.respond(response, &[], facts.minor, false, false).await;
+                Then::Close
+            }
+        }
+    }
+
+    async fn refuse_forward(
+        &mut self,
+        chosen: Option<&Chosen<'_>>,
+        refusal: forward::Refusal,
+        routing: &Routing,
+        facts: Facts,
+        id: RequestId,
+        read: bool,
+    ) -> Then {
+        let mut lines = Vec::new();
+        routing.name_in(chosen, &mut lines);
+        super::connection::line(REQUEST_ID_HEADER, id.as_bytes(), &mut lines);
+        self.lane.front.counters().answered(Answered::Predict, refusal.status.as_u16());
+        let response = refusal.answer(id.as_str().to_owned()).map(Body::from);
+        let keep = facts.keep_alive && (read || self.skip(facts)) && !self.lane.is_stopping();
+        match self.respond(response, &lines, facts.minor, false, keep).await {
+            Ok(()) if keep => Then::Next,
+            Ok(()) => Then::Close,
+            Err(_) => Then::Cut,
+        }
+    }
+
+    /// A connection to one of the model's servers, and the place there. Of a server that cannot be reached another one is tried.
+    async fn reach(
+        &mut self,
+        job: &Job<'_>,
+        permit: Option<Permit>,
+        server_lines_length: usize,
+        target: &str,
+    ) -> Result<(Permit, Connected, bool), Failed> {
+        let lane = Rc::clone(&self.lane);
+        let Some(view) = &lane.view else { return Err(Failed::Gone) };
+        let gateway = view.gateway();
+        let endpoints = job.upstream.endpoints();
+        let mut written = server_lines_length;
+        let mut permit = match permit {
+            Some(permit) => permit,
+            None => {
+                let admitted = self.unless_gone(endpoints.admit(|| gateway.now())).await.ok_or(Failed::Gone)?;
+                let permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
+                written = self.readdress(&permit, job.method, target, written);
+                permit
+            }
+        };
+        let mut retries = job.upstream.retries();
+        loop {
+            let key = (endpoints.number(), permit.index());
+            if let Some(connected) = lane.pool.take(key) {
+                return Ok((permit, connected, true));
+            }
+            let connected = self.connect_to(job, &permit).await;
+            match connected {
+                Ok(connected) => return Ok((permit, connected, false)),
+                Err(Failed::Refused(_)) if retries > 0 && endpoints.all().len() > 1 => {
+                    retries -= 1;
+                    permit.failed(gateway.now());
+                    let failed = permit.index();
+                    drop(permit);
+                    let admitted = self.unless_gone(endpoints.admit_elsewhere(|| gateway.now(), failed)).await.ok_or(Failed::Gone)?;
+                    permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
+                    written = self.readdress(&permit, job.method, target, written);
+                }
+                Err(error) => {
+                    if matches!(error, Failed::Refused(_)) {
+                        permit.failed(gateway.now());
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn connect_to(&mut self, job: &Job<'_>, permit: &Permit) -> Result<Connected, Failed> {
+        let limit = job.upstream.connect_timeout();
+        let (address, until) = (permit.address(), eventloop::now() + limit);
+        let (deadline, stream) = (&mut self.deadline, &self.stream);
+        let mut connecting = std::pin::pin!(connect(address.host(), address.port()));
+        poll_fn(|cx| {
+            if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
+                return Poll::Ready(connected.map_err(|error| Failed::Refused(UpstreamError::Connect(address.to_string(), error))));
+            }
+            if stream.poll_hung_up(cx).is_ready() {
+                return Poll::Ready(Err(Failed::Gone));
+            }
+            ready!(deadline.poll_past(cx, until));
+            Poll::Ready(Err(Failed::Refused(UpstreamError::ConnectTimeout(address.to_string(), limit.as_millis()))))
+        })
+        .await
+    }
+
+    /// Writes the first lines of the head for this server in place of those that are there; gives their length.
+    fn readdress(&mut self, permit: &Permit, method: &str, target: &str, written: usize) -> usize {
+        let mut lines = Vec::new();
+        server_lines(permit, method, target, &mut lines);
+        let length = lines.len();
+        self.out.splice(..written.min(self.out.len()), lines);
+        length
+    }
+
+    async fn pass(&mut self, job: &mut Job<'_>, permit: Option<Permit>, server_lines: usize, target: &str) -> Result<Then, Failed> {
+        let lane = Rc::clone(&self.lane);
+        let Some(view) = &lane.view else { return Err(Failed::Gone) };
+        let gateway = view.gateway();
+        if let Framed::Length(length) = job.facts.framed
+            && length > FORWARDED_BODY_BYTES_MAX
+        {
+            return Err(Failed::Limit(super::BodyError::TooLarge { bytes_max: FORWARDED_BODY_BYTES_MAX }.refusal()));
+        }
+        let (permit, mut server, reused) = self.reach(job, permit, server_lines, target).await?;
+        let key = (job.upstream.endpoints().number(), permit.index());
+        if job.facts.framed != Framed::Length(0) {
+            self.go_on(job.facts).await.map_err(|_| Failed::Gone)?;
+        }
+
+        let mut upload = Pipe::new(job.facts.framed, job.facts.framed == Framed::Chunked);
+        let body_begun = eventloop::now();
+        self.send_request(&mut upload, &mut server, &permit, reused, job).await?;
+
+        // The answer's head, while the rest of the request's body goes on.
+        let answer = loop {
+            let answer = self.answer_head(job, &mut upload, body_begun, &mut server, &permit).await;
+            let answer = match answer {
+                Err(Failed::Refused(error)) => {
+                    if matches!(error, UpstreamError::Lost(..)) {
+                        permit.failed(gateway.now());
+                    }
+                    (job.asked, job.read) = (upload.moved, upload.is_over());
+                    return Err(Failed::Refused(error));
+                }
+                other => other?,
+            };
+            // What is only said in between is not passed on.
+            if answer.status >= 200 || answer.status == 101 {
+                break answer;
+            }
+        };
+        permit.answered();
+        let status = http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::BAD_GATEWAY);
+        gateway.count(&job.chosen, upload.moved.elapsed().as_micros() as u64, Ok(status));
+        lane.front.counters().answered(Answered::Predict, answer.status);
+
+        if answer.status == 101 {
+            return self.tunnel(server).await;
+        }
+        let then = self.pass_back(job, answer, &mut upload, &mut server).await;
+        match then {
+            Ok((then, server_keeps)) => {
+                if server_keeps {
+                    lane.pool.keep(key, server);
+                }
+                Ok(then)
+            }
+            Err(Ended::ByServer) => {
+                gateway.count_broken(&job.chosen, status);
+                permit.failed(gateway.now());
+                Ok(Then::Cut)
+            }
+            Err(Ended::Malformed(why)) => {
+                gateway.count_broken(&job.chosen, status);
+                permit.failed(gateway.now());
+                let error = UpstreamError::Lost(permit.address().to_string(), why.to_owned());
+                let refusal = forward::Refusal::of_upstream(&error, &job.chosen.who());
+                Ok(self.refuse_forward(Some(&job.chosen), refusal, job.routing, job.facts, job.id, upload.is_over()).await)
+            }
+            Err(Ended::ByCaller) => Ok(Then::Cut),
+        }
+    }
+
+    /// Sends the head, and what is there of the body with it.
+    async fn send_request(
+        &mut self,
+        upload: &mut Pipe,
+        server: &mut Connected,
+        permit: &Permit,
+        mut reused: bool,
+        job: &Job<'_>,
+    ) -> Result<(), Failed> {
+        let first = upload.first(&mut self.input).map_err(|broken| of_caller(&broken))?;
+        loop {
+            let body = match first {
+                First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
+                First::Pending => upload.pending(),
+            };
+            // A server that has closed a connection that was idle takes nothing: once more, on a new one.
+            let once = poll_fn(|cx| Poll::Ready(write_once(&server.stream, cx, &self.out, body))).await;
+            let went = match once {
+                Err(_) if std::mem::take(&mut reused) => {
+                    let address = permit.address();
+                    let connected = connect(address.host(), address.port()).await;
+                    *server = connected.map_err(|error| Failed::Refused(UpstreamError::Connect(address.to_string(), error)))?;
+                    continue;
+                }
+                Err(error) => return Err(Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string()))),
+                Ok(went) => went,
+            };
+            if went < self.out.len() + body.len() {
+                let head_left = self.out.get(went.min(self.out.len())..).unwrap_or_default();
+                let body_left = body.get(went.saturating_sub(self.out.len())..).unwrap_or_default();
+                let limit = job.upstream.timeout().as_millis() as u64;
+                let sent = send(&server.stream, &mut self.deadline, head_left, body_left, limit).await;
+                sent.map_err(|error| Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string())))?;
+            }
+            upload.went(first, &mut self.input);
+            return Ok(());
+        }
+    }
+
+    /// Waits for the head of an answer, writes it for the caller into `out`, and passes on the request's body meanwhile.
+    async fn answer_head(
+        &mut self,
+        job: &Job<'_>,
+        upload: &mut Pipe,
+        body_begun: Instant,
+        server: &mut Connected,
+        permit: &Permit,
+    ) -> Result<Answer, Failed> {
+        let lost = |why: String| Failed::Refused(UpstreamError::Lost(permit.address().to_string(), why));
+        let mut searched = 0;
+        // The server takes no more of the request, and may have said why.
+        let mut deaf = false;
+        loop {
+            let held = server.input.held();
+            match head::find_end(held, searched) {
+                Ok(Some(length)) => {
+                    let answer = self.read_answer(job, held.get(..length).unwrap_or_default());
+                    server.input.use_up(length);
+                    return answer.map_err(lost);
+                }
+                Ok(None) if held.len() > ANSWER_HEAD_BYTES_MAX => {
+                    return Err(lost(format!("the head of its answer is longer than {ANSWER_HEAD_BYTES_MAX} bytes")));
+                }
+                Ok(None) => searched = held.len(),
+                Err(refusal) => return Err(lost(refusal.message)),
+            }
+            let Connection { lane, stream, input, deadline, .. } = &mut *self;
+            let limits = lane.front.limits();
+            let timeout = job.upstream.timeout();
+            let read = poll_fn(|cx| {
+                if !deaf && !upload.is_over() {
+                    match upload.poll(cx, stream, input, &server.stream) {
+                        Poll::Ready(Err(Broken::Sink)) => deaf = true,
+                        Poll::Ready(Err(broken)) => return Poll::Ready(Err(of_caller(&broken))),
+                        Poll::Ready(Ok(())) | Poll::Pending => {}
+                    }
+                    if upload.bytes > FORWARDED_BODY_BYTES_MAX {
+                        return Poll::Ready(Err(Failed::Limit(
+                            super::BodyError::TooLarge { bytes_max: FORWARDED_BODY_BYTES_MAX }.refusal(),
+                        )));
+                    }
+                }
+                if let Poll::Ready(read) = server.input.poll_fill(&server.stream, cx, 0) {
+                    return Poll::Ready(match read {
+                        Ok(0) => Err(lost("it closed the connection".to_owned())),
+                        Ok(_) => Ok(()),
+                        Err(error) => Err(lost(error.to_string())),
+                    });
+                }
+                let waits_for_caller = !upload.is_over() && !deaf && upload.waits_for_source;
+                if !waits_for_caller && stream.poll_hung_up(cx).is_ready() {
+                    return Poll::Ready(Err(Failed::Gone));
+                }
+                if waits_for_caller {
+                    let stalled = upload.moved + Duration::from_millis(limits.stall_ms_max);
+                    ready!(deadline.poll_past(cx, stalled.min(late(limits, body_begun, upload.bytes))));
+                    return Poll::Ready(Err(Failed::Refused(UpstreamError::CallerStalled(u128::from(limits.stall_ms_max)))));
+                }
+                ready!(deadline.poll_past(cx, upload.moved + timeout));
+                Poll::Ready(Err(Failed::Refused(UpstreamError::NoAnswer(permit.address().to_string(), timeout.as_millis()))))
+            });
+            read.await?;
+        }
+    }
+
+    /// Writes an answer's head for the caller into `out`. The error says what is wrong with it.
+    fn read_answer(&mut self, job: &Job<'_>, bytes: &[u8]) -> Result<Answer, String> {
+        let mut lines = [const { MaybeUninit::uninit() }; PARSED_HEADERS_MAX];
+        let head = head::answer(bytes, &mut lines, job.method)?;
+        let fields = Parsed(head.headers);
+        let out = &mut self.out;
+        out.clear();
+        // The status line as it is, in the version that is spoken here.
+        out.extend_from_slice(b"HTTP/1.1");
+        out.extend_from_slice(bytes.get(8..head.lines_at).unwrap_or_default());
+        let switches = head.status == 101;
+        let connection = || fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        let names_others =
+            connection().any(|word| ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|known| word.eq_ignore_ascii_case(known)));
+        head::copy_lines(bytes, head.headers, out, |header| {
+            let name = header.name;
+            match name.len() {
+                7 if switches && name.eq_ignore_ascii_case("upgrade") => return false,
+                10 if switches && name.eq_ignore_ascii_case("connection") => return false,
+                12 if name.eq_ignore_ascii_case(REQUEST_ID_HEADER) => return true,
+                // What this node says of itself nobody says in its name.
+                13..=16 if name.get(..9).is_some_and(|name| name.eq_ignore_ascii_case("x-canary-")) => {
+                    return !matches!(name.get(9..), Some(rest) if rest.eq_ignore_ascii_case("key"));
+                }
+                _ => {}
+            }
+            is_hop_by_hop(name) || (names_others && connection().any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
+        });
+        job.routing.name_in(Some(&job.chosen), out);
+        out.extend_from_slice(b"x-request-id: ");
+        out.extend_from_slice(job.id.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        Ok(Answer { status: head.status, facts: head.facts })
+    }
+
+    /// Writes the answer to the caller, and says whether the server's connection can be used again.
+    async fn pass_back(&mut self, job: &Job<'_>, answer: Answer, upload: &mut Pipe, server: &mut Connected) -> Result<(Then, bool), Ended> {
+        let Job { facts, upstream, .. } = job;
+        let chunked = answer.facts.framed != Framed::UntilClose && matches!(answer.facts.framed, Framed::Chunked)
+            || answer.facts.framed == Framed::UntilClose;
+        let chunked = chunked && facts.minor == 1;
+        let has_end = chunked || matches!(answer.facts.framed, Framed::Length(_));
+        // A server that has answered before it had all of the request does not want the rest.
+        let keep = facts.keep_alive && upload.is_over() && has_end && !self.lane.is_stopping();
+        if chunked {
+            self.out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        persistence(facts.minor, keep, &mut self.out);
+        self.out.extend_from_slice(b"\r\n");
+
+        let mut download = Pipe::new(answer.facts.framed, chunked);
+        let first = download.first(&mut server.input).map_err(|broken| match broken {
+            Broken::Malformed(why) => Ended::Malformed(why),
+            Broken::Source | Broken::Sink => Ended::ByServer,
+        })?;
+        let body = match first {
+            First::Held(count) => server.input.held().get(..count).unwrap_or_default(),
+            First::Pending => download.pending(),
+        };
+        let stall_ms_max = self.limits().stall_ms_max;
+        send(&self.stream, &mut self.deadline, &self.out, body, stall_ms_max).await.map_err(|_| Ended::ByCaller)?;
+        download.went(first, &mut server.input);
+
+        let timeout = upstream.timeout();
+        let mut deaf = false;
+        while !download.is_over() {
+            let Connection { lane, stream, input, deadline, .. } = &mut *self;
+            let limits = lane.front.limits();
+            let passed = poll_fn(|cx| {
+                if !deaf && !upload.is_over() {
+                    // The answer is what counts, whatever became of the rest of the request.
+                    deaf = matches!(upload.poll(cx, stream, input, &server.stream), Poll::Ready(Err(_)));
+                }
+                match download.poll(cx, &server.stream, &mut server.input, stream) {
+                    Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                    Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Err(Ended::ByCaller)),
+                    Poll::Ready(Err(Broken::Source | Broken::Malformed(_))) => return Poll::Ready(Err(Ended::ByServer)),
+                    Poll::Pending => {}
+                }
+                if upload.is_over() && stream.poll_hung_up(cx).is_ready() {
+                    return Poll::Ready(Err(Ended::ByCaller));
+                }
+                if download.waits_for_source {
+                    let since = if upload.is_over() { download.moved } else { download.moved.max(upload.moved) };
+                    ready!(deadline.poll_past(cx, since + timeout));
+                    return Poll::Ready(Err(Ended::ByServer));
+                }
+                ready!(deadline.poll_past(cx, download.moved + Duration::from_millis(limits.stall_ms_max)));
+                Poll::Ready(Err(Ended::ByCaller))
+            });
+            passed.await?;
+        }
+        let server_keeps = answer.facts.keep_alive && upload.is_over();
+        Ok((if keep { Then::Next } else { Then::Close }, server_keeps))
+    }
+
+    /// Passes on whatever comes, in both directions, until both have ended.
+    async fn tunnel(&mut self, mut server: Connected) -> Result<Then, Failed> {
+        self.out.extend_from_slice(b"\r\n");
+        let stall_ms_max = self.limits().stall_ms_max;
+        send(&self.stream, &mut self.deadline, &self.out, &[], stall_ms_max).await.map_err(|_| Failed::Gone)?;
+        let (mut up, mut down) = (Pipe::new(Framed::UntilClose, false), Pipe::new(Framed::UntilClose, false));
+        let (mut up_over, mut down_over) = (false, false);
+        let Connection { stream, input, deadline, .. } = &mut *self;
+        poll_fn(|cx| {
+            if !up_over {
+                match up.poll(cx, stream, input, &server.stream) {
+                    Poll::Ready(Ok(())) => {
+                        up_over = true;
+                        server.stream.shut_down();
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                }
+            }
+            if !down_over {
+                match down.poll(cx, &server.stream, &mut server.input, stream) {
+                    Poll::Ready(Ok(())) => {
+                        down_over = true;
+                        stream.shut_down();
+                    }
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => {}
+                }
+            }
+            if up_over && down_over {
+                return Poll::Ready(());
+            }
+            deadline.poll_past(cx, up.moved.max(down.moved) + Duration::from_millis(TUNNEL_IDLE_MS_MAX))
+        })
+        .await;
+        Ok(Then::Cut)
+    }
+}
+
+/// A request on its way.
+struct Job<'s> {
+    chosen: Chosen<'s>,
+    upstream: &'s Arc<Upstream>,
+    facts: Facts,
+    id: RequestId,
+    routing: &'s Routing,
+    method: &'static str,
+    /// Since when its answer is due.
+    asked: Instant,
+    /// All of its body has been read.
+    read: bool,
+}
+
+/// An answer whose head has been read.
+#[derive(Clone, Copy)]
+struct Answer {
+    status: u16,
+    facts: Facts,
+}
+
+/// Why there is no answer to pass back.
+enum Failed {
+    /// The caller has gone.
+    Gone,
+    /// It is told why.
+    Refused(UpstreamError),
+    /// It broke a limit of the front.
+    Limit(Refusal),
+}
+
+/// Who ended an answer before its end.
+enum Ended {
+    ByServer,
+    /// The same, and nothing of it has been passed back.
+    Malformed(&'static str),
+    ByCaller,
+}
+
+fn of_caller(broken: &Broken) -> Failed {
+    match broken {
+        Broken::Malformed(why) => Failed::Limit(super::BodyError::Malformed((*why).to_owned()).refusal()),
+        Broken::Source | Broken::Sink => Failed::Gone,
+    }
+}
+
+/// Writes what is taken at once of both pieces.
+fn write_once(stream: &eventloop::Stream, cx: &std::task::Context<'_>, one: &[u8], two: &[u8]) -> std::io::Result<usize> {
+    let written = match two.is_empty() {
+        true => stream.poll_write(cx, one),
+        false => stream.poll_write_vectored(cx, &[std::io::IoSlice::new(one), std::io::IoSlice::new(two)]),
+    };
+    match written {
+        Poll::Ready(written) => written,
+        Poll::Pending => Ok(0),
+    }
+}
+
+/// Appends the lines of a request's head that depend on the server.
+fn server_lines(permit: &Permit, method: &str, target: &str, out: &mut Vec<u8>) {
+    let address = permit.address();
+    out.extend_from_slice(method.as_bytes());
+    out.extend_from_slice(b" ");
+    match address.path() {
+        None => out.extend_from_slice(target.as_bytes()),
+        Some(path) => {
+            out.extend_from_slice(path.as_str().as_bytes());
+            if let Some(at) = target.find('?') {
+                out.extend_from_slice(target.get(at..).unwrap_or_default().as_bytes());
+            }
+        }
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(address.authority().as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Begins a trace, as W3C Trace Context has it: version, trace, this request as the parent, sampled.
+fn begin_trace(out: &mut Vec<u8>) {
+    let mut line = *b"traceparent: 00-________________________________-________________-01\r\n";
+    let (_, ids) = line.split_at_mut(16);
+    let (trace, parent) = ids.split_at_mut(33);
+    let (high, low) = trace.split_at_mut(16);
+    hexadecimal(fastrand::u64(1..), high);
+    hexadecimal(fastrand::u64(..), low);
+    hexadecimal(fastrand::u64(1..), parent);
+    out.extend_from_slice(&line);
+}
+
+/// The request as the front and the data plane take it.
+fn asked(head: &RequestHead<'_, '_>, id: RequestId) -> Result<Box<Asked>, Refusal> {
+    let bad_path = || Refusal::new(400, "bad_path", format!("{} is not a path; begin it with /", head.target));
+    let mut request = http::Request::new(());
+    let target = head.target.parse::<http::Uri>().map_err(|_| bad_path())?;
+    *request.uri_mut() = target;
+    *request.method_mut() = head
+        .method
+        .parse()
+        .map_err(|_| Refusal::new(501, "unknown_method", format!("{} is not a method this server knows; use GET or POST", head.method)))?;
+    for header in head.headers {
+        if let (Ok(name), Ok(value)) = (header.name.parse::<http::HeaderName>(), http::HeaderValue::from_bytes(header.value)) {
+            request.headers_mut().append(name, value);
+        }
+    }
+    request.headers_mut().insert(REQUEST_ID_HEADER, super::connection::value(id.as_bytes()));
+    let path = head.target.split('?').next().unwrap_or_default();
+    Ok(Box::new(Asked { target: Target::of(path), request, facts: head.facts, id }))
+}
