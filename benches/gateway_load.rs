@@ -116,7 +116,7 @@ fn paced(port: u16, connections: usize, rate: f64, time: Duration, bodies: &[&st
     };
     let mut lines: Vec<Line> = (0..connections).map(connect).collect();
     let mut free: VecDeque<usize> = (0..connections).collect();
-    let (mut waiting, mut sent) = (VecDeque::new(), 0);
+    let (mut waiting, mut sent, mut unsent) = (VecDeque::new(), 0, 0);
     let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).unwrap();
     let mut late = latencies.clone();
     let mut random = fastrand::Rng::with_seed(1);
@@ -141,8 +141,15 @@ fn paced(port: u16, connections: usize, rate: f64, time: Duration, bodies: &[&st
             sent += 1;
         }
         let over = next > end;
-        if over && waiting.is_empty() && free.len() == connections {
-            break;
+        if over {
+            // More than was kept up with: not sent any more, and as late as it is by now at the least.
+            for due in waiting.drain(..) {
+                latencies.saturating_record(micros(now - due));
+                unsent += 1;
+            }
+            if free.len() == connections {
+                break;
+            }
         }
         assert!(now < end + Duration::from_secs(DRAIN_S_MAX), "{} requests are unanswered {DRAIN_S_MAX} s after the end", connections - free.len());
         for name in events.wait(Some(if over { end + Duration::from_secs(DRAIN_S_MAX) } else { next })) {
@@ -156,7 +163,7 @@ fn paced(port: u16, connections: usize, rate: f64, time: Duration, bodies: &[&st
     }
     let at = |q| latencies.value_at_quantile(q);
     println!(
-        r#"{{"requests": {sent}, "us": {}, "p50_us": {}, "p99_us": {}, "p999_us": {}, "max_us": {}, "load_late_p99_us": {}}}"#,
+        r#"{{"requests": {sent}, "us": {}, "p50_us": {}, "p99_us": {}, "p999_us": {}, "max_us": {}, "load_late_p99_us": {}, "unsent": {unsent}}}"#,
         micros(begun.elapsed()),
         at(0.5),
         at(0.99),

