@@ -24,6 +24,7 @@ mod model_server;
 mod nemesis;
 mod partitions;
 mod rollouts;
+mod smuggling;
 mod tidy;
 mod traffic;
 mod wire;

@@ -1,7 +1,8 @@
 //! One connection to a node, byte by byte: what is sent is what a test has written, and what comes back is read by the letter.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
+use std::time::Duration;
 
 use crate::mesh::{Answer, PATIENCE, connect};
 
@@ -19,7 +20,12 @@ pub enum Came {
 
 impl Wire {
     pub fn to(port: u16) -> Wire {
-        let stream = connect(PATIENCE, port).unwrap();
+        Wire::within(PATIENCE, port)
+    }
+
+    /// One that waits no longer than this for anything.
+    pub fn within(patience: Duration, port: u16) -> Wire {
+        let stream = connect(patience, port).unwrap();
         stream.set_nodelay(true).unwrap();
         Wire(BufReader::new(stream))
     }
@@ -27,6 +33,11 @@ impl Wire {
     /// Sends; a node that has refused something before may have closed meanwhile.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.0.get_mut().write_all(bytes.as_ref());
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn end_sending(&self) {
+        let _ = self.0.get_ref().shutdown(Shutdown::Write);
     }
 
     /// Whether the connection is open and nothing has come.
