@@ -153,7 +153,7 @@ def faults_of(vector, answers, lines):
     if len(read) != len(passed):
         yield f"{len(passed)} were passed on, and nginx read {len(read)}: {read}"
     if len(bodies) > 1 or bodies and "body" in vector and bodies != [vector["body"]]:
-        yield f"the body is {vector['body']!r}, and nginx read {bodies}"
+        yield f"the body is {vector.get('body')!r}, and nginx read {bodies}"
     if len(read) > 2:
         yield f"more than two were read: {read}"
 

@@ -17,6 +17,7 @@ mod events;
 mod h1spec;
 mod history;
 mod leases;
+mod limits;
 mod logs;
 mod members;
 mod mesh;

@@ -40,6 +40,11 @@ impl Wire {
         let _ = self.0.get_ref().shutdown(Shutdown::Write);
     }
 
+    /// A second handle, to send on while this one reads.
+    pub fn writer(&self) -> TcpStream {
+        self.0.get_ref().try_clone().unwrap()
+    }
+
     /// Whether the connection is open and nothing has come.
     pub fn is_silent(&self) -> bool {
         let stream = self.0.get_ref();
