@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -33,8 +34,21 @@ pub const UPSTREAM_QUEUE_MS_MAX: u64 = 60_000;
 pub const UPSTREAM_RETRIES: u64 = 1;
 /// Most retries that a file may name.
 pub const UPSTREAM_RETRIES_MAX: u64 = 16;
-/// Failures in a row after which a model server is left out.
+/// Failures in a row, of requests or of probes, after which a model server is left out where its file names no number.
 pub const UPSTREAM_FAILURES: u64 = 3;
+/// Most failures in a row that a file may name.
+pub const UPSTREAM_FAILURES_MAX: u64 = 100;
+/// How often a model server is probed where its file asks for that and names no time, in milliseconds.
+pub const PROBE_INTERVAL_MS: u64 = 5_000;
+/// Shortest time between two probes that a file may name, in milliseconds.
+pub const PROBE_INTERVAL_MS_MIN: u64 = 100;
+/// Longest time between two probes that a file may name, in milliseconds.
+pub const PROBE_INTERVAL_MS_MAX: u64 = 3_600_000;
+/// Time for the answer to a probe where its file names none, in milliseconds; less where it is probed more often.
+pub const PROBE_MS: u64 = 1_000;
+
+/// Where the Open Inference Protocol V2 says whether a server is ready.
+const READY_PATH: &str = "/v2/health/ready";
 
 /// The model servers of a model, and how they are dealt with.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +60,17 @@ pub(crate) struct Servers {
     pub(crate) connect_timeout: Duration,
     /// How often a request of which nothing was sent is tried at another server.
     pub(crate) retries: u32,
+    /// Where it is asked whether a server is ready.
+    pub(crate) ready_path: PathAndQuery,
+    /// How that is asked all the time, if it is.
+    pub(crate) probes: Option<Probes>,
+}
+
+/// How often a model server is asked whether it is ready, and for how long its answer is waited for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Probes {
+    pub(crate) interval: Duration,
+    pub(crate) timeout: Duration,
 }
 
 /// The file as it is written.
@@ -60,6 +85,16 @@ struct ServerFile {
     queue_max: Option<u64>,
     queue_ms_max: Option<u64>,
     retries: Option<u64>,
+    health: Option<HealthFile>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object, which may be empty")]
+struct HealthFile {
+    path: Option<String>,
+    interval_ms: Option<u64>,
+    timeout_ms: Option<u64>,
+    failures: Option<u64>,
 }
 
 impl Servers {
@@ -78,18 +113,26 @@ impl Servers {
         let queue_max = within("queue_max", file.queue_max, UPSTREAM_QUEUE, 0..=UPSTREAM_QUEUE_MAX)?;
         let queue_ms_max = within("queue_ms_max", file.queue_ms_max, UPSTREAM_QUEUE_MS, 1..=UPSTREAM_QUEUE_MS_MAX)?;
         let retries = within("retries", file.retries, UPSTREAM_RETRIES, 0..=UPSTREAM_RETRIES_MAX)?;
-        let limits = Limits {
-            in_flight_max: in_flight_max as usize,
-            queue_max: queue_max as usize,
-            queue_ms_max,
-            failures_max: UPSTREAM_FAILURES as u32,
-        };
+        let (mut failures, mut probes, mut ready_path) = (UPSTREAM_FAILURES, None, PathAndQuery::from_static(READY_PATH));
+        if let Some(HealthFile { path, interval_ms, timeout_ms, failures: named }) = file.health {
+            let allowed = PROBE_INTERVAL_MS_MIN..=PROBE_INTERVAL_MS_MAX;
+            let interval_ms = within("health.interval_ms", interval_ms, PROBE_INTERVAL_MS, allowed)?;
+            // One probe is over before the next begins.
+            let timeout_ms = within("health.timeout_ms", timeout_ms, PROBE_MS.min(interval_ms), 1..=interval_ms)?;
+            failures = within("health.failures", named, UPSTREAM_FAILURES, 1..=UPSTREAM_FAILURES_MAX)?;
+            ready_path = path.map_or(Ok(ready_path), |path| path_of(&path))?;
+            probes = Some(Probes { interval: Duration::from_millis(interval_ms), timeout: Duration::from_millis(timeout_ms) });
+        }
+        let limits =
+            Limits { in_flight_max: in_flight_max as usize, queue_max: queue_max as usize, queue_ms_max, failures_max: failures as u32 };
         Ok(Servers {
             addresses: addresses(&file.http)?,
             limits,
             timeout: Duration::from_millis(timeout_ms),
             connect_timeout: Duration::from_millis(connect_ms),
             retries: retries as u32,
+            ready_path,
+            probes,
         })
     }
 }
@@ -98,6 +141,14 @@ fn within(name: &str, named: Option<u64>, usual: u64, allowed: RangeInclusive<u6
     let value = named.unwrap_or(usual);
     let (least, most) = (allowed.start(), allowed.end());
     if allowed.contains(&value) { Ok(value) } else { Err(format!("{name} is {value}; it may be {least} to {most}")) }
+}
+
+fn path_of(text: &str) -> Result<PathAndQuery, String> {
+    let wrong = |why: &str| format!("health.path is {text:?}: {why}");
+    if !text.starts_with('/') || text.contains('#') {
+        return Err(wrong("it must begin with '/', and have no '#'"));
+    }
+    text.parse().map_err(|error: http::uri::InvalidUri| wrong(&error.to_string()))
 }
 
 fn addresses(texts: &[String]) -> Result<Vec<Address>, String> {
@@ -166,6 +217,8 @@ mod tests {
                 timeout: Duration::from_secs(30),
                 connect_timeout: Duration::from_secs(5),
                 retries: 1,
+                ready_path: PathAndQuery::from_static("/v2/health/ready"),
+                probes: None,
             }
         );
         let quick = parse(r#"{"http": "http://127.0.0.1:9001", "timeout_ms": 200}"#).unwrap();
@@ -183,6 +236,18 @@ mod tests {
         assert_eq!(shown, ["a:1", "b:1", "a:2"]);
         assert_eq!(servers.limits, Limits { in_flight_max: 4, queue_max: 0, queue_ms_max: 60_000, failures_max: 3 });
         assert_eq!((servers.timeout.as_millis(), servers.connect_timeout.as_millis(), servers.retries), (9_000, 50, 0));
+    }
+
+    #[test]
+    fn probes_are_asked_for_with_an_object_that_may_be_empty() {
+        let health = |health: &str| parse(&format!(r#"{{"http": "http://h", "health": {health}}}"#)).unwrap();
+        let probes =
+            |interval, timeout| Some(Probes { interval: Duration::from_millis(interval), timeout: Duration::from_millis(timeout) });
+        let usual = health("{}");
+        assert_eq!((usual.probes, usual.ready_path.as_str(), usual.limits.failures_max), (probes(5_000, 1_000), "/v2/health/ready", 3));
+        assert_eq!(health(r#"{"interval_ms": 250}"#).probes, probes(250, 250));
+        let named = health(r#"{"path": "/up?deep=1", "interval_ms": 100, "timeout_ms": 99, "failures": 1}"#);
+        assert_eq!((named.probes, named.ready_path.as_str(), named.limits.failures_max), (probes(100, 99), "/up?deep=1", 1));
     }
 
     #[test]
@@ -219,6 +284,13 @@ mod tests {
                 json!(["http://h/p", "http://g"]),
                 "http names h and g with different paths; all servers of a model have the same path, or none",
             ),
+            ("health", json!("/up"), "health: invalid type: string \"/up\", expected an object, which may be empty"),
+            ("health", json!({ "interval": 5 }), "health.interval: unknown field `interval`, expected one of `path`, "),
+            ("health", json!({ "interval_ms": 99 }), "health.interval_ms is 99; it may be 100 to 3600000"),
+            ("health", json!({ "timeout_ms": 5_001 }), "health.timeout_ms is 5001; it may be 1 to 5000"),
+            ("health", json!({ "failures": 0 }), "health.failures is 0; it may be 1 to 100"),
+            ("health", json!({ "path": "up" }), "health.path is \"up\": it must begin with '/', and have no '#'"),
+            ("health", json!({ "path": "/up there" }), "health.path is \"/up there\": invalid uri character"),
             ("https", json!("https://h"), "https: unknown field `https`, expected one of `http`, "),
         ] {
             let refused = with(field, value.clone());

@@ -7,13 +7,14 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
+use futures::channel::oneshot;
 use futures::future::{Either, join_all, select};
 use http::header::{HOST, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
@@ -28,7 +29,7 @@ use crate::gateway::endpoints::{Endpoints, Overloaded, Permit};
 use crate::gateway::headers::remove_hop_by_hop;
 use crate::gateway::net::Net;
 use crate::gateway::payload::Payload;
-use crate::gateway::server_file::Servers;
+use crate::gateway::server_file::{Probes, Servers};
 use crate::gateway::upload::{Progress, Upload};
 
 /// Time for a model server to say that it is ready, in milliseconds.
@@ -40,9 +41,6 @@ pub const UPSTREAM_IDLE_MS_MAX: u64 = 30_000;
 
 /// Model servers that an error names one by one; of the others it says how many they are.
 const UNREADY_NAMED_MAX: usize = 3;
-
-/// Where the Open Inference Protocol V2 says whether a server is ready.
-const READY_PATH: &str = "/v2/health/ready";
 
 /// A request that got no answer.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +78,10 @@ pub(crate) struct Upstream {
     timeout: Duration,
     connect_timeout: Duration,
     retries: u32,
+    ready_path: PathAndQuery,
     net: Arc<dyn Net>,
+    /// Dropped with this: the probes end.
+    _alive: oneshot::Sender<()>,
 }
 
 struct Idle {
@@ -96,10 +97,17 @@ impl fmt::Debug for Upstream {
 
 impl Upstream {
     pub(crate) fn new(servers: Servers, net: Arc<dyn Net>) -> Arc<Upstream> {
-        let Servers { addresses, limits, timeout, connect_timeout, retries } = servers;
+        let Servers { addresses, limits, timeout, connect_timeout, retries, ready_path, probes } = servers;
         let endpoints = Endpoints::new(addresses, limits);
         let idle = endpoints.all().iter().map(|_| Mutex::default()).collect();
-        Arc::new(Upstream { endpoints, idle, timeout, connect_timeout, retries, net })
+        let (alive, gone) = oneshot::channel();
+        let upstream = Upstream { endpoints, idle, timeout, connect_timeout, retries, ready_path, net, _alive: alive };
+        let upstream = Arc::new(upstream);
+        if let Some(probes) = probes {
+            let probing = probe_until(Arc::downgrade(&upstream), probes, gone);
+            upstream.net.spawn(probing.boxed());
+        }
+        upstream
     }
 
     pub(crate) fn endpoints(&self) -> &Arc<Endpoints> {
@@ -211,13 +219,25 @@ impl Upstream {
     }
 
     async fn is_ready(&self, index: usize, address: &Address, limit: Duration) -> Result<(), String> {
-        match self.ask(index, address, PathAndQuery::from_static(READY_PATH), limit).await {
-            Ok(status) if says_not_ready(status) => {
-                Err(format!("model server {address} is not ready: it answered {status} to GET {READY_PATH}"))
-            }
+        let path = &self.ready_path;
+        match self.ask(index, address, path.clone(), limit).await {
+            Ok(status) if says_not_ready(status) => Err(format!("model server {address} is not ready: it answered {status} to GET {path}")),
             Ok(_) | Err(UpstreamError::HungUp(..)) => Ok(()),
-            Err(error) => Err(format!("model server {error} (asked GET {READY_PATH})")),
+            Err(error) => Err(format!("model server {error} (asked GET {path})")),
         }
+    }
+
+    /// Asks all servers once whether they are ready, and has the endpoints judge by it.
+    async fn probe_all(&self, limit: Duration) {
+        let servers = self.endpoints.all().iter().enumerate();
+        join_all(servers.map(|(index, endpoint)| self.probe(index, endpoint.address(), limit))).await;
+    }
+
+    /// Here, one that hangs up is not ready: the model's file says that it knows the question.
+    async fn probe(&self, index: usize, address: &Address, limit: Duration) {
+        let answered = self.ask(index, address, self.ready_path.clone(), limit).await;
+        let well = answered.is_ok_and(|status| !says_not_ready(status));
+        self.endpoints.probed(index, well, clock::time());
     }
 
     /// Asks one server a question of this node's own, which takes no place. Gives back the answer's status.
@@ -356,6 +376,20 @@ impl Upstream {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Asks all servers of a model again and again, until the model is let go of.
+async fn probe_until(upstream: Weak<Upstream>, probes: Probes, mut gone: oneshot::Receiver<()>) {
+    while let Some(held) = upstream.upgrade() {
+        held.probe_all(probes.timeout).await;
+        drop(held);
+        // Up to a tenth less, so that the nodes of a mesh do not go on asking in the same moment.
+        let interval_us = u64::try_from(probes.interval.as_micros()).unwrap_or(u64::MAX);
+        let sooner = Duration::from_micros(fastrand::u64(..=interval_us / 10));
+        if let Either::Left(_) = select(&mut gone, Timer::after(probes.interval.saturating_sub(sooner))).await {
+            return;
         }
     }
 }

@@ -85,10 +85,6 @@ impl Health {
         self.down.load(Relaxed) || self.ejected_until_us.load(Relaxed) != 0
     }
 
-    pub(super) fn is_down(&self) -> bool {
-        self.down.load(Relaxed)
-    }
-
     /// What a request has to remember from its admission.
     pub(super) fn epoch(&self) -> u32 {
         self.epoch.load(Relaxed)
@@ -220,7 +216,7 @@ mod tests {
         assert_eq!(health.standing(now), Standing::Well);
         assert!(health.probed(false, 2), "the second in a row");
         assert!(!health.probed(false, 2), "it was down before");
-        assert_eq!((health.standing(now), health.is_ejected(), health.is_down()), (Standing::Out, true, true));
+        assert_eq!((health.standing(now), health.is_ejected()), (Standing::Out, true));
         assert!(!health.answered(health.epoch()));
         assert_eq!(health.standing(now), Standing::Out, "the probes have the last word on what they found");
         assert!(health.probed(true, 2));

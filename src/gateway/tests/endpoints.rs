@@ -1,24 +1,22 @@
 //! Several model servers for one model.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use bytes::Bytes;
 use futures::channel::mpsc::UnboundedReceiver;
 use futures::channel::oneshot;
-use futures::future::{Either, select};
+use futures::future::{BoxFuture, Either, select};
 use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::rig::{
-    Answer, Server, ask, closed, ear, full, gateway_to, gateway_to_all, hang_up, model, node, post, route_name, run, spoken_request, until,
-    whole, write_all,
+    Answer, Server, ServerBody, ask, closed, ear, full, gateway_to, gateway_to_all, hang_up, model, node, post, route_loaded, route_name,
+    run, spoken_request, state, until, whole, write_all,
 };
-use crate::gateway::Gateway;
+use crate::gateway::{AsyncStdNet, Gateway, Io, Net, Options};
 
 fn is_probe(request: &Request<Incoming>) -> bool {
     request.method() == "GET"
@@ -60,7 +58,7 @@ fn holding(name: &'static str) -> (Server, UnboundedReceiver<Held>) {
     (server, held)
 }
 
-type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Asking = BoxFuture<'static, Answer>;
 
 /// A request that is under way, or waits.
 fn asking(gateway: &Arc<Gateway>, body: &'static str) -> Asking {
@@ -277,4 +275,122 @@ fn a_model_is_prepared_if_one_of_its_servers_is_ready_and_if_not_they_are_named(
         prepared("four").unwrap_err(),
         format!("model four: none of 4 model servers is ready: {first}; {second}; {third}; and 1 more")
     );
+}
+
+/// A server that is ready as long as this says so; what it is asked for comes to the ear. It answers everything else with its name.
+fn probed(name: &'static str) -> (Server, Arc<AtomicBool>, UnboundedReceiver<String>) {
+    let (ready, (asked_in, asked)) = (Arc::new(AtomicBool::new(true)), ear());
+    let says = Arc::clone(&ready);
+    let server = Server::start(move |request| {
+        let (ready, asked_in) = (says.load(SeqCst), asked_in.clone());
+        async move {
+            if !is_probe(&request) {
+                return Response::new(full(name));
+            }
+            let _ = asked_in.unbounded_send(request.uri().to_string());
+            Response::builder().status(if ready { 200 } else { 503 }).body(full("")).unwrap()
+        }
+    });
+    (server, ready, asked)
+}
+
+#[test]
+fn a_server_that_says_it_is_not_ready_is_left_out_until_it_says_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, a_ready, mut asked) = probed("a");
+    let (b, b_ready, _asked) = probed("b");
+    let health = r#", "health": {"path": "/up?really=1", "interval_ms": 100, "failures": 2}"#;
+    let gateway = gateway_to_all(&[&a.address, &b.address], dir.path(), health);
+    let answers = |count: usize| -> Vec<Bytes> {
+        let answers = (0..count).map(|_| ask(&gateway, post("x")));
+        answers.map(|answer| (answer.status == 200).then_some(answer.body).unwrap()).collect()
+    };
+    let only = |name: &str| answers(20).iter().all(|body| body == name);
+    assert_eq!(run(asked.next()).unwrap(), "/up?really=1");
+    a_ready.store(false, SeqCst);
+    until("a is left out", || only("b"));
+    // Both are down now, and none is refused because of it.
+    b_ready.store(false, SeqCst);
+    until("b is down too", || answers(20).iter().any(|body| body == "a"));
+    a_ready.store(true, SeqCst);
+    until("a is back", || only("a"));
+    b_ready.store(true, SeqCst);
+    until("b is back", || answers(20).iter().any(|body| body == "b"));
+}
+
+#[test]
+fn a_server_that_hangs_up_on_its_probes_or_does_not_answer_them_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (well, ..) = probed("well");
+    let probes_only = |answer: fn() -> BoxFuture<'static, Response<ServerBody>>| {
+        Server::start(move |request| async move { if is_probe(&request) { answer().await } else { Response::new(full("ill")) } })
+    };
+    let rude = probes_only(|| async { hang_up() }.boxed());
+    let mute = probes_only(|| std::future::pending().boxed());
+    let health = r#", "health": {"interval_ms": 100, "timeout_ms": 20}"#;
+    let gateway = gateway_to_all(&[&rude.address, &mute.address, &well.address], dir.path(), health);
+    until("only the third is asked", || (0..30).all(|_| ask(&gateway, post("x")).body == "well"));
+}
+
+/// Connections and tasks of async-std; whoever connects to one address waits for ever. Counts the tasks that run.
+#[derive(Default)]
+struct CountedNet {
+    stuck: Option<u16>,
+    tasks: Arc<AtomicUsize>,
+}
+
+impl Net for CountedNet {
+    fn connect<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, std::io::Result<Box<dyn Io>>> {
+        if self.stuck == Some(port) { std::future::pending().boxed() } else { AsyncStdNet.connect(host, port) }
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.tasks.fetch_add(1, SeqCst);
+        let tasks = Arc::clone(&self.tasks);
+        AsyncStdNet.spawn(
+            async move {
+                task.await;
+                tasks.fetch_sub(1, SeqCst);
+            }
+            .boxed(),
+        );
+    }
+}
+
+#[test]
+fn the_probes_end_when_the_model_is_let_go_of() {
+    let dir = tempfile::tempdir().unwrap();
+    let (server, _, mut asked) = probed("a");
+    // It would be asked again in an hour.
+    write_all(&[&server.address], dir.path(), "probed", r#", "health": {"interval_ms": 3600000}"#);
+    let tasks = Arc::new(AtomicUsize::new(0));
+    let options = Options { net: Arc::new(CountedNet { stuck: None, tasks: Arc::clone(&tasks) }), ..Options::default() };
+    let gateway = Gateway::with_options(node(), dir.path().to_owned(), options);
+    route_loaded(&gateway, &state(1, "probed", None));
+    run(asked.next()).unwrap();
+    until("the warm-up is over", || gateway.is_prepared(&model("probed")));
+    assert_ne!(tasks.load(SeqCst), 0);
+    drop(gateway);
+    until("every task is over", || tasks.load(SeqCst) == 0);
+}
+
+#[test]
+fn a_server_that_takes_no_connection_costs_the_time_to_connect_and_the_request_goes_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (here, _) = named("here");
+    let stuck = closed();
+    let port = stuck.rsplit(':').next().unwrap().parse().ok();
+    write_all(&[&stuck, &here.address], dir.path(), "remote", r#", "connect_timeout_ms": 20"#);
+    write_all(&[&stuck], dir.path(), "stuck", r#", "connect_timeout_ms": 20"#);
+    let options = Options { net: Arc::new(CountedNet { stuck: port, ..CountedNet::default() }), ..Options::default() };
+    let gateway = Gateway::with_options(node(), dir.path().to_owned(), options);
+    route_loaded(&gateway, &state(1, "remote", None));
+    for _ in 0..30 {
+        assert_eq!(ask(&gateway, post("x")).body, "here");
+    }
+    route_loaded(&gateway, &state(2, "stuck", None));
+    let answer = ask(&gateway, post("x"));
+    assert_eq!((answer.status, answer.error_code().as_str()), (504, "upstream_timeout"));
+    let said = format!("stable stuck of route default: model server {stuck} did not take a connection within 20 ms");
+    assert_eq!(answer.message(), said);
 }
