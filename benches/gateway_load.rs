@@ -151,7 +151,11 @@ fn paced(port: u16, connections: usize, rate: f64, time: Duration, bodies: &[&st
                 break;
             }
         }
-        assert!(now < end + Duration::from_secs(DRAIN_S_MAX), "{} requests are unanswered {DRAIN_S_MAX} s after the end", connections - free.len());
+        assert!(
+            now < end + Duration::from_secs(DRAIN_S_MAX),
+            "{} requests are unanswered {DRAIN_S_MAX} s after the end",
+            connections - free.len()
+        );
         for name in events.wait(Some(if over { end + Duration::from_secs(DRAIN_S_MAX) } else { next })) {
             let name = usize::try_from(name).unwrap();
             let line = &mut lines[name];

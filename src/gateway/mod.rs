@@ -10,7 +10,6 @@ mod backend;
 mod body;
 mod compare;
 mod elements;
-#[allow(dead_code, reason = "probes and metrics come next")]
 mod endpoints;
 pub(crate) mod forward;
 #[cfg(any(test, fuzzing))]
@@ -49,6 +48,7 @@ use arc_swap::ArcSwap;
 use http::HeaderValue;
 
 pub use crate::gateway::body::Body;
+pub use crate::gateway::endpoints::{EndpointTotals, UpstreamTotals};
 pub use crate::gateway::mirror::Mirrored;
 pub use crate::gateway::net::{AsyncStdNet, Io, Net};
 pub use crate::gateway::split::{Reason, Variant};
@@ -277,6 +277,12 @@ impl Gateway {
     pub fn totals(&self) -> Vec<VariantTotals> {
         let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         totals.iter().map(|((route, variant, model), totals)| totals.read(route, *variant, model)).collect()
+    }
+
+    /// What the model servers of every model that this node holds did since it was loaded, and how they stand, for the metrics. One model may
+    /// be there twice for a while: its file has changed, and both are held.
+    pub fn upstreams(&self) -> Vec<UpstreamTotals> {
+        self.models.upstreams()
     }
 
     /// What became of the requests that were drawn to be mirrored since the start of the process, by outcome; every outcome is listed.

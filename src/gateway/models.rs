@@ -11,8 +11,10 @@ use futures::FutureExt as _;
 use crate::core::ids::{Digest, ModelId};
 use crate::core::state::{Model, ROUTES_MAX};
 use crate::gateway::backend::Backend;
+use crate::gateway::endpoints::UpstreamTotals;
 use crate::gateway::net::Net;
 use crate::gateway::repository::Repository;
+use crate::gateway::upstream::Upstream;
 
 /// Models that stay loaded for a vote although no routing state names them yet; the oldest go first. One transaction may name as
 /// many as there are routes.
@@ -154,6 +156,22 @@ impl Models {
             self.net.spawn(async move { models.load_until_done(&one).await }.boxed());
         }
         held
+    }
+
+    /// What the model servers of all models that are held did, and how they stand.
+    pub(crate) fn upstreams(&self) -> Vec<UpstreamTotals> {
+        let held = lock(&self.held);
+        let mut seen: Vec<&Arc<Upstream>> = Vec::new();
+        let mut totals = Vec::new();
+        for one in held.routed.iter().chain(held.prepared.iter().map(|(_, held)| held)) {
+            let Some(Backend::Http(upstream)) = one.backend().map(Arc::as_ref) else { continue };
+            // Two routes may name the same model.
+            if !seen.iter().any(|seen| Arc::ptr_eq(seen, upstream)) {
+                seen.push(upstream);
+                totals.push(upstream.totals(&one.model.id));
+            }
+        }
+        totals
     }
 
     /// Loads a model of the routing state; tries again until it is there or nobody wants it any more.

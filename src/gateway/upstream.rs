@@ -24,8 +24,9 @@ use hyper::client::conn::http1::{self, SendRequest};
 
 use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
 use crate::clock;
+use crate::core::ids::ModelId;
 use crate::gateway::address::Address;
-use crate::gateway::endpoints::{Endpoints, Overloaded, Permit};
+use crate::gateway::endpoints::{Endpoints, Overloaded, Permit, UpstreamTotals};
 use crate::gateway::headers::remove_hop_by_hop;
 use crate::gateway::net::Net;
 use crate::gateway::payload::Payload;
@@ -129,6 +130,10 @@ impl Upstream {
         self.retries
     }
 
+    pub(crate) fn totals(&self, model: &ModelId) -> UpstreamTotals {
+        self.endpoints.totals(model)
+    }
+
     /// Passes a request on and gives back the answer as soon as its head is there. Both bodies are passed on as they come. `mirrored`
     /// tells the server that nobody waits for the answer; such a request does not wait for a place either.
     pub(crate) async fn forward(
@@ -191,7 +196,7 @@ impl Upstream {
 
     async fn admit(&self, mirrored: bool, avoid: Option<usize>) -> Result<Permit, Overloaded> {
         match (mirrored, avoid) {
-            (true, _) => self.endpoints.try_admit(clock::time(), avoid).ok_or_else(|| self.endpoints.full()),
+            (true, _) => self.endpoints.try_admit(clock::time(), avoid).ok_or_else(|| self.endpoints.refuse()),
             (false, None) => self.endpoints.admit(clock::time).await,
             (false, Some(failed)) => self.endpoints.admit_elsewhere(clock::time, failed).await,
         }

@@ -1,5 +1,7 @@
 //! The node's numbers for `GET /metrics`.
 
+use std::collections::BTreeMap;
+use std::ops::Add as _;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::api::LinkWord;
@@ -8,7 +10,7 @@ use crate::core::gate::{RouteEvidence, Tally, Trial, Verdict, judge};
 use crate::core::ids::{ModelId, RouteName};
 use crate::core::rollout::{Phase, Rollout};
 use crate::core::state::Route;
-use crate::gateway::{Bad, LATENCY_BUCKETS_US, Mirrored, VariantTotals};
+use crate::gateway::{Bad, EndpointTotals, LATENCY_BUCKETS_US, Mirrored, UpstreamTotals, VariantTotals};
 use crate::http::{Histogram, Metric, Sample, Series};
 use crate::node::control::ControlPlane;
 use crate::node::view::View;
@@ -36,6 +38,7 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
     let (forwarded, dropped) = plane.mesh.passed_on();
     let passed_on = |(outcome, messages): (&str, u64)| Sample::new([("outcome", outcome.to_owned())], messages as f64);
     let totals = plane.gateway.totals();
+    let upstreams = plane.gateway.upstreams();
     let sync = Histogram { buckets: Vec::new(), sum: seconds(figures.sync_us.load(Relaxed)), count: figures.syncs.load(Relaxed) };
     let metric = |name, help, series| Metric { name, help, series };
     vec![
@@ -125,6 +128,36 @@ pub fn metrics(plane: &ControlPlane) -> Vec<Metric> {
             "Requests drawn to be copied to a canary, by what became of the copy.",
             Series::Counter(plane.gateway.mirrored().map(|(outcome, n)| mirrored(outcome, n)).into()),
         ),
+        metric(
+            "canary_mesh_upstream_outstanding",
+            "Requests in flight to a model server.",
+            Series::Gauge(per_server(&upstreams, |server| server.outstanding as f64, f64::add)),
+        ),
+        metric(
+            "canary_mesh_upstream_ejected",
+            "1 for a model server that is left out, or on trial, because requests or probes failed in a row.",
+            Series::Gauge(per_server(&upstreams, |server| f64::from(u8::from(server.ejected)), f64::max)),
+        ),
+        metric(
+            "canary_mesh_upstream_requests_total",
+            "Requests given to a model server since its model was loaded.",
+            Series::Counter(per_server(&upstreams, |server| server.requests as f64, f64::add)),
+        ),
+        metric(
+            "canary_mesh_upstream_failures_total",
+            "Of these, those that found no connection, or lost it before the answer was over.",
+            Series::Counter(per_server(&upstreams, |server| server.failures as f64, f64::add)),
+        ),
+        metric(
+            "canary_mesh_upstream_waiting",
+            "Requests that wait for a place at a model's servers.",
+            Series::Gauge(per_upstream(&upstreams, |upstream| upstream.waiting as f64)),
+        ),
+        metric(
+            "canary_mesh_upstream_refused_total",
+            "Requests that got no place at a model's servers.",
+            Series::Counter(per_upstream(&upstreams, |upstream| upstream.refused as f64)),
+        ),
         metric("canary_mesh_requests_bad_total", "Bad requests, by kind.", Series::Counter(bad(&totals))),
         metric("canary_mesh_request_seconds", "From request to the answer's head.", Series::Histogram(per_variant(&totals, latency))),
     ]
@@ -192,6 +225,27 @@ fn labels(totals: &VariantTotals) -> Vec<(&'static str, String)> {
 
 fn per_variant<V>(totals: &[VariantTotals], value: impl Fn(&VariantTotals) -> V) -> Vec<Sample<V>> {
     totals.iter().map(|totals| Sample::new(labels(totals), value(totals))).collect()
+}
+
+/// Where two files of one model are held for a while, the two are one series.
+fn per_server(upstreams: &[UpstreamTotals], value: impl Fn(&EndpointTotals) -> f64, and: impl Fn(f64, f64) -> f64) -> Vec<Sample<f64>> {
+    let mut series: BTreeMap<(String, &str), f64> = BTreeMap::new();
+    for upstream in upstreams {
+        for server in &upstream.servers {
+            let before = series.entry((upstream.model.to_string(), &server.address)).or_default();
+            *before = and(*before, value(server));
+        }
+    }
+    let sample = |((model, server), value): ((String, &str), f64)| Sample::new([("model", model), ("server", server.to_owned())], value);
+    series.into_iter().map(sample).collect()
+}
+
+fn per_upstream(upstreams: &[UpstreamTotals], value: impl Fn(&UpstreamTotals) -> f64) -> Vec<Sample<f64>> {
+    let mut series: BTreeMap<String, f64> = BTreeMap::new();
+    for upstream in upstreams {
+        *series.entry(upstream.model.to_string()).or_default() += value(upstream);
+    }
+    series.into_iter().map(|(model, value)| Sample::new([("model", model)], value)).collect()
 }
 
 fn bad(totals: &[VariantTotals]) -> Vec<Sample<f64>> {

@@ -53,6 +53,24 @@ fn the_split_follows_the_weights() {
     assert_eq!(canaries(60), 0);
 }
 
+/// A model server that says it is ready, and answers an inference with this.
+fn answer_once(mut stream: std::net::TcpStream, inference: &str) {
+    use std::io::{Read, Write};
+    let mut seen = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = stream.read(&mut chunk) {
+        seen.extend_from_slice(&chunk[..n]);
+        if seen.windows(4).any(|window| window == b"\r\n\r\n") {
+            let line = if seen.starts_with(b"GET") { "200 OK" } else { inference };
+            let _ = write!(stream, "HTTP/1.1 {line}\r\ncontent-length: 4\r\nconnection: close\r\n\r\noops");
+            // Whoever closes with something unread takes the answer back.
+            let _ = stream.shutdown(std::net::Shutdown::Write);
+            while let Ok(1..) = stream.read(&mut chunk) {}
+            return;
+        }
+    }
+}
+
 #[test]
 fn a_canary_whose_upstream_fails_is_vetoed_by_the_numbers_of_the_node_that_saw_it() {
     let mut mesh = Mesh::new(&["node-a", "node-b", "node-c"]);
@@ -61,20 +79,8 @@ fn a_canary_whose_upstream_fails_is_vetoed_by_the_numbers_of_the_node_that_saw_i
     // A model server that says it is ready, and then answers every inference with 500.
     std::thread::spawn(move || {
         for stream in upstream.incoming() {
-            let Ok(mut stream) = stream else { return };
-            std::thread::spawn(move || {
-                use std::io::{Read, Write};
-                let mut seen = Vec::new();
-                let mut chunk = [0; 4096];
-                while let Ok(n @ 1..) = stream.read(&mut chunk) {
-                    seen.extend_from_slice(&chunk[..n]);
-                    if seen.windows(4).any(|window| window == b"\r\n\r\n") {
-                        let line = if seen.starts_with(b"GET") { "200 OK" } else { "500 Internal Server Error" };
-                        let _ = write!(stream, "HTTP/1.1 {line}\r\ncontent-length: 4\r\nconnection: close\r\n\r\noops");
-                        return;
-                    }
-                }
-            });
+            let Ok(stream) = stream else { return };
+            std::thread::spawn(move || answer_once(stream, "500 Internal Server Error"));
         }
     });
     let models = mesh.dir.path().join("models");
@@ -104,4 +110,48 @@ fn a_canary_whose_upstream_fails_is_vetoed_by_the_numbers_of_the_node_that_saw_i
     let reason = answer.json()["votes"][1]["reason"].as_str().unwrap().to_owned();
     assert!(reason.contains("bad of"), "{reason}");
     assert_eq!(mesh.post(2, "/rollback", &json!({})).unwrap().status, 200);
+}
+
+#[test]
+fn a_model_with_two_servers_of_which_one_is_gone_serves_every_caller_and_the_metrics_say_which_one_it_is() {
+    let mut mesh = Mesh::with_genesis(
+        tempfile::TempDir::new().unwrap(),
+        &["node-a"],
+        &json!({"heartbeat_ms": 200, "prepare_timeout_ms": 1000, "lease_ms": 600}),
+        &json!({"default": {"stable_model_id": "remote"}}),
+    );
+    let upstream = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let here = upstream.local_addr().unwrap().to_string();
+    // Connections of other tests come from 127.0.0.1, and take no port here meanwhile.
+    let gone = std::net::TcpListener::bind("127.0.0.2:0").unwrap().local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in upstream.incoming() {
+            let Ok(stream) = stream else { return };
+            std::thread::spawn(move || answer_once(stream, "200 OK"));
+        }
+    });
+    let models = mesh.dir.path().join("models");
+    std::fs::create_dir(&models).unwrap();
+    let servers = json!({"http": [format!("http://{gone}"), format!("http://{here}")]});
+    std::fs::write(models.join("remote.json"), servers.to_string()).unwrap();
+    mesh.nodes[0].models = models;
+    mesh.start(0, &[]);
+    mesh.wait_ready();
+    for _ in 0..100 {
+        let answer = request(mesh.nodes[0].data, "POST", "/predict", &[], b"{}").unwrap();
+        assert_eq!((answer.status, answer.body.as_slice()), (200, &b"oops"[..]));
+    }
+    let metrics = String::from_utf8(mesh.get(0, "/metrics").unwrap().body).unwrap();
+    let value = |name: &str, server: &str| -> f64 {
+        let labels = format!("canary_mesh_upstream_{name}{{model=\"remote\",server=\"{server}\"}} ");
+        let found = metrics.lines().find_map(|line| line.strip_prefix(&labels));
+        found.unwrap_or_else(|| panic!("{labels}: {metrics}")).parse().unwrap()
+    };
+    assert_eq!((value("ejected", &gone), value("ejected", &here)), (1.0, 0.0));
+    assert_eq!((value("requests_total", &here), value("failures_total", &here)), (100.0, 0.0));
+    assert!(value("failures_total", &gone) >= 3.0);
+    assert_eq!((value("outstanding", &gone), value("outstanding", &here)), (0.0, 0.0));
+    for line in ["canary_mesh_upstream_waiting{model=\"remote\"} 0", "canary_mesh_upstream_refused_total{model=\"remote\"} 0"] {
+        assert!(metrics.lines().any(|other| other == line), "{line}: {metrics}");
+    }
 }

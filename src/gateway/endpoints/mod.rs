@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use async_io::Timer;
 use futures::future::{Either, select};
 
-use crate::core::ids::Time;
+use crate::core::ids::{ModelId, Time};
 use crate::gateway::address::Address;
 use crate::gateway::endpoints::health::{Health, Standing};
 use crate::gateway::endpoints::queue::{Queue, Turn};
@@ -51,6 +51,8 @@ pub(crate) struct Endpoints {
     list: Vec<Endpoint>,
     limits: Limits,
     queue: Queue,
+    /// Requests that were told to come again.
+    refused: AtomicU64,
     /// The latest moment that was named where it mattered, in microseconds: what a dropped permit goes by.
     seen_us: AtomicU64,
 }
@@ -63,6 +65,19 @@ pub(crate) struct Endpoint {
     health: Health,
     requests: AtomicU64,
     failures: AtomicU64,
+}
+
+/// What the servers of one model did since it was loaded, and how they stand.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UpstreamTotals {
+    /// The model.
+    pub model: ModelId,
+    /// Requests that wait for a place at one of them.
+    pub waiting: usize,
+    /// Requests that got no place, and were answered 503 or, if nobody waited for their answer, not sent.
+    pub refused: u64,
+    /// Its servers.
+    pub servers: Vec<EndpointTotals>,
 }
 
 /// What one model server did since its model was loaded, and how it stands.
@@ -117,7 +132,8 @@ impl Endpoints {
         };
         let list = addresses.into_iter().take(ENDPOINTS_MAX).map(endpoint).collect();
         static MADE: AtomicU64 = AtomicU64::new(0);
-        Arc::new(Endpoints { number: MADE.fetch_add(1, Relaxed), list, limits, queue: Queue::new(), seen_us: AtomicU64::new(0) })
+        let (number, queue, refused, seen_us) = (MADE.fetch_add(1, Relaxed), Queue::new(), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Endpoints { number, list, limits, queue, refused, seen_us })
     }
 
     /// A number that no others in this process have.
@@ -130,13 +146,13 @@ impl Endpoints {
         &self.list
     }
 
-    pub(crate) fn totals(&self) -> Vec<EndpointTotals> {
-        self.list.iter().map(Endpoint::totals).collect()
-    }
-
-    /// Requests that wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.queue.length()
+    pub(crate) fn totals(&self, model: &ModelId) -> UpstreamTotals {
+        UpstreamTotals {
+            model: model.clone(),
+            waiting: self.queue.length(),
+            refused: self.refused.load(Relaxed),
+            servers: self.list.iter().map(Endpoint::totals).collect(),
+        }
     }
 
     /// A place at once, or `None`: all are taken, or others wait for one. No allocation and no lock. `now` is by one clock for all that
@@ -169,7 +185,7 @@ impl Endpoints {
 
     async fn wait(self: &Arc<Self>, now: impl Fn() -> Time, avoid: Option<usize>) -> Result<Permit, Overloaded> {
         let Limits { queue_max, queue_ms_max, .. } = self.limits;
-        let turn = self.queue.join(queue_max, avoid).ok_or_else(|| self.full())?;
+        let turn = self.queue.join(queue_max, avoid).ok_or_else(|| self.refuse())?;
         let mut waiting = Waiting { endpoints: self, turn };
         let late = Instant::now() + Duration::from_millis(queue_ms_max);
         loop {
@@ -184,7 +200,10 @@ impl Endpoints {
                 Either::Left((Err(_), _)) | Either::Right(_) => {
                     waiting.turn.told.close();
                     let told_last = waiting.turn.told.try_recv().ok().flatten();
-                    return told_last.ok_or_else(|| Overloaded::Late { places: self.places(), queue_ms_max });
+                    return told_last.ok_or_else(|| {
+                        self.refused.fetch_add(1, Relaxed);
+                        Overloaded::Late { places: self.places(), queue_ms_max }
+                    });
                 }
             }
         }
@@ -199,8 +218,9 @@ impl Endpoints {
         changed
     }
 
-    /// What a request is told that may not wait.
-    pub(crate) fn full(&self) -> Overloaded {
+    /// What a request is told that cannot wait, or does not. It is counted.
+    pub(crate) fn refuse(&self) -> Overloaded {
+        self.refused.fetch_add(1, Relaxed);
         let Limits { queue_max, queue_ms_max, .. } = self.limits;
         Overloaded::Full { places: self.places(), queue_max, queue_ms_max }
     }

@@ -43,11 +43,19 @@ fn permit_of(endpoints: &Arc<Endpoints>, index: usize) -> Permit {
     endpoints.permit(index, endpoint)
 }
 
+fn totals(endpoints: &Endpoints) -> Vec<EndpointTotals> {
+    endpoints.totals(&ModelId::new("m").unwrap()).servers
+}
+
+fn waiting(endpoints: &Endpoints) -> usize {
+    endpoints.queue.length()
+}
+
 fn eject(endpoints: &Arc<Endpoints>, index: usize, now: Time) {
     for _ in 0..endpoints.limits.failures_max {
         permit_of(endpoints, index).failed(now);
     }
-    assert!(endpoints.totals()[index].ejected);
+    assert!(totals(endpoints)[index].ejected);
 }
 
 type Admission<'e> = Pin<Box<dyn Future<Output = Result<Permit, Overloaded>> + Send + 'e>>;
@@ -82,7 +90,7 @@ fn load_is_shared_evenly_where_all_are_as_fast() {
     }
     drop(held);
     assert_eq!(outstanding(&endpoints), [0; 8]);
-    assert_eq!(endpoints.totals().iter().map(|totals| totals.requests).sum::<u64>(), 800);
+    assert_eq!(totals(&endpoints).iter().map(|totals| totals.requests).sum::<u64>(), 800);
 }
 
 #[test]
@@ -123,12 +131,12 @@ fn an_ejected_endpoint_gets_nothing_then_one_request_then_its_share() {
     let back = back.plus_ms(2 * EJECT_MS);
     let trial = endpoints.try_admit(back, None).unwrap();
     assert_eq!(trial.index(), 0);
-    assert!(endpoints.totals()[0].ejected);
+    assert!(totals(&endpoints)[0].ejected);
     trial.answered();
-    assert!(!endpoints.totals()[0].ejected);
+    assert!(!totals(&endpoints)[0].ejected);
     let shared: Vec<_> = (0..5).map(|_| endpoints.try_admit(back, None).unwrap()).collect();
     assert!(shared.iter().all(|permit| permit.index() == 0), "{shared:?}");
-    assert_eq!(endpoints.totals()[0].failures, 4);
+    assert_eq!(totals(&endpoints)[0].failures, 4);
 }
 
 #[test]
@@ -175,7 +183,7 @@ fn an_endpoint_that_its_probes_find_down_is_left_out_until_they_find_it_up() {
     for _ in 0..20 {
         assert_eq!(endpoints.try_admit(NOW.plus_ms(10 * EJECT_MS_MAX), None).unwrap().index(), 0);
     }
-    assert!(endpoints.totals()[1].ejected);
+    assert!(totals(&endpoints)[1].ejected);
     assert!(probe(true));
     let _held = [endpoints.try_admit(NOW, None).unwrap(), endpoints.try_admit(NOW, None).unwrap()];
     assert_eq!(outstanding(&endpoints), [1, 1]);
@@ -187,7 +195,7 @@ fn those_that_wait_are_served_in_their_order_and_nobody_passes_them() {
     let endpoints = endpoints(2, Limits { in_flight_max: 1, ..limits() });
     let mut held = [endpoints.try_admit(NOW, None).unwrap(), endpoints.try_admit(NOW, None).unwrap()].map(Some);
     let (mut first, mut second, mut third) = (queue(&endpoints), queue(&endpoints), queue(&endpoints));
-    assert_eq!(endpoints.waiting(), 3);
+    assert_eq!(waiting(&endpoints), 3);
     let freed = held[1].take().unwrap();
     let index = freed.index();
     drop(freed);
@@ -196,13 +204,13 @@ fn those_that_wait_are_served_in_their_order_and_nobody_passes_them() {
     let served = (&mut first).now_or_never().unwrap().unwrap();
     assert_eq!(served.index(), index);
     drop(first);
-    assert_eq!(endpoints.waiting(), 2);
+    assert_eq!(waiting(&endpoints), 2);
     drop(served);
     drop(held);
     let (second, third) = (second.now_or_never().unwrap().unwrap(), third.now_or_never().unwrap().unwrap());
     assert_ne!(second.index(), third.index());
     drop((second, third));
-    assert_eq!((outstanding(&endpoints), endpoints.waiting()), (vec![0, 0], 0));
+    assert_eq!((outstanding(&endpoints), waiting(&endpoints)), (vec![0, 0], 0));
 }
 
 #[test]
@@ -213,7 +221,7 @@ fn a_full_queue_refuses_at_once_and_says_when_to_come_again() {
     let refused = full.admit(|| NOW).now_or_never().unwrap().unwrap_err();
     assert_eq!(refused, Overloaded::Full { places: 1, queue_max: 2, queue_ms_max: 1_500 });
     assert_eq!(refused.to_string(), "all 1 requests that may be in flight are, and 2 wait already");
-    assert_eq!(refused.retry_after_s(), 2);
+    assert_eq!((refused.retry_after_s(), full.refused.load(SeqCst)), (2, 1));
     let none = endpoints(1, Limits { in_flight_max: 1, queue_max: 0, ..limits() });
     let _held = none.try_admit(NOW, None).unwrap();
     assert!(none.admit(|| NOW).now_or_never().unwrap().is_err(), "a queue of none");
@@ -226,7 +234,7 @@ fn who_waits_too_long_is_refused_and_leaves_the_queue() {
     let late = block_on(endpoints.admit(|| NOW)).unwrap_err();
     assert_eq!((late, late.retry_after_s()), (Overloaded::Late { places: 1, queue_ms_max: 20 }, 1));
     assert_eq!(late.to_string(), "all 1 requests that may be in flight are, and no place became free within 20 ms");
-    assert_eq!(endpoints.waiting(), 0);
+    assert_eq!(waiting(&endpoints), 0);
     drop(held);
     assert!(block_on(endpoints.admit(|| NOW)).is_ok());
 }
@@ -237,12 +245,12 @@ fn who_goes_away_while_waiting_holds_up_nobody() {
     let held = endpoints.try_admit(NOW, None).unwrap();
     let (gone, served_and_gone, last) = (queue(&endpoints), queue(&endpoints), queue(&endpoints));
     drop(gone);
-    assert_eq!(endpoints.waiting(), 2);
+    assert_eq!(waiting(&endpoints), 2);
     drop(held);
     // It has been given the place, and goes away before it knows.
     drop(served_and_gone);
     assert!(last.now_or_never().unwrap().is_ok());
-    assert_eq!((outstanding(&endpoints), endpoints.waiting()), (vec![0], 0));
+    assert_eq!((outstanding(&endpoints), waiting(&endpoints)), (vec![0], 0));
 }
 
 #[test]
@@ -325,5 +333,5 @@ fn under_threads_no_place_is_lost_given_twice_or_kept_from_those_that_wait() {
     drop(over_in);
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert!(over.iter().all(|outstanding| outstanding == 1));
-    assert_eq!((outstanding(&endpoints), endpoints.waiting()), (vec![0, 0], 0));
+    assert_eq!((outstanding(&endpoints), waiting(&endpoints)), (vec![0, 0], 0));
 }

@@ -122,6 +122,14 @@ fn no_request_fails_because_one_of_the_servers_is_gone_and_it_is_asked_again_whe
         let answer = ask(&gateway, post("x"));
         assert_eq!((answer.status, &answer.body[..]), (200, &b"here"[..]));
     }
+    let totals = &gateway.upstreams()[0];
+    assert_eq!((totals.model.as_str(), totals.waiting, totals.refused), ("remote", 0, 0));
+    let seen: Vec<_> = totals.servers.iter().map(|server| (server.address.as_str(), server.ejected)).collect();
+    assert_eq!(seen, [(gone.as_str(), true), (here.address.as_str(), false)]);
+    // Three before it was ejected; then one at a time, each time after a longer while.
+    let [failed, answered] = totals.servers.as_slice() else { panic!("{totals:?}") };
+    assert!((3..30).contains(&failed.failures) && failed.requests == failed.failures, "{totals:?}");
+    assert_eq!((answered.requests, answered.failures), (100, 0));
     let back = Server::start_at(&gone, |_| async { Response::new(full("back")) });
     until("it is back", || {
         let answer = ask(&gateway, post("x"));
@@ -129,8 +137,12 @@ fn no_request_fails_because_one_of_the_servers_is_gone_and_it_is_asked_again_whe
         answer.body == "back"
     });
     assert!(back.connections() > 0);
-    let stable = gateway.evidence()[0].stable;
+    let (stable, totals) = (gateway.evidence()[0].stable, gateway.upstreams());
     assert_eq!(stable.bad, 0);
+    let [back, here] = totals[0].servers.as_slice() else { panic!("{totals:?}") };
+    assert_eq!((&back.address, back.ejected, &here.ejected), (&gone, false, &false));
+    assert_eq!(back.requests + here.requests, stable.requests + back.failures, "each failure was tried once more");
+    assert_eq!((here.failures, back.outstanding + here.outstanding), (0, 0));
 }
 
 #[test]
@@ -227,7 +239,9 @@ fn who_waits_too_long_or_finds_too_many_waiting_is_refused_with_the_time_to_come
     let full = ask(&gateway, post("one too many"));
     assert_eq!((full.status, full.error_code().as_str(), full.header("retry-after")), (503, "overloaded", "2"));
     assert_eq!(full.message(), "stable remote of route default: all 1 requests that may be in flight are, and 1 wait already");
+    assert_eq!(gateway.upstreams()[0].waiting, 1);
     let late = run(late);
+    assert_eq!((gateway.upstreams()[0].waiting, gateway.upstreams()[0].refused), (0, 2));
     assert_eq!((late.status, late.error_code().as_str(), late.header("retry-after")), (503, "overloaded", "2"));
     let said = "stable remote of route default: all 1 requests that may be in flight are, and no place became free within 1200 ms";
     assert_eq!(late.message(), said);
@@ -309,12 +323,15 @@ fn a_server_that_says_it_is_not_ready_is_left_out_until_it_says_it_is() {
     assert_eq!(run(asked.next()).unwrap(), "/up?really=1");
     a_ready.store(false, SeqCst);
     until("a is left out", || only("b"));
+    let ejected = || -> Vec<bool> { gateway.upstreams()[0].servers.iter().map(|server| server.ejected).collect() };
+    assert_eq!(ejected(), [true, false]);
     // Both are down now, and none is refused because of it.
     b_ready.store(false, SeqCst);
     until("b is down too", || answers(20).iter().any(|body| body == "a"));
     a_ready.store(true, SeqCst);
     until("a is back", || only("a"));
     b_ready.store(true, SeqCst);
+    until("b is up", || ejected() == [false, false]);
     until("b is back", || answers(20).iter().any(|body| body == "b"));
 }
 
