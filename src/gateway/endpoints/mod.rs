@@ -14,7 +14,7 @@ mod health;
 mod queue;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::{Duration, Instant};
 
 use async_io::Timer;
@@ -238,6 +238,8 @@ impl Endpoints {
 
     /// Gives free places to those that wait, in their order.
     fn hand_on(self: &Arc<Self>, now: Time) {
+        // Between having joined the queue, or given a place back, and looking for a place: see `Queue::is_empty`.
+        fence(SeqCst);
         let now = Time(self.seen_us.fetch_max(now.0, Relaxed).max(now.0));
         while !self.queue.is_empty() && self.queue.serve_first(|avoid| self.find(now, avoid, &mut |n| fastrand::usize(..n))) {}
     }

@@ -65,8 +65,8 @@ impl Queue {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody waits. Whoever has given a place back, and asks this after it, and whoever has joined, and looks for a place after
-    /// it, cannot miss each other: all four are in one order (`SeqCst`).
+    /// Whether somebody waits. Whoever gives a place back asks this after it; whoever joins looks for a place after it, behind a fence. As all
+    /// of that is in one order (`SeqCst`), the two cannot miss each other.
     pub(super) fn is_empty(&self) -> bool {
         self.length.load(SeqCst) == 0
     }

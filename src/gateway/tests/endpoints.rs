@@ -9,12 +9,12 @@ use futures::channel::oneshot;
 use futures::future::{BoxFuture, Either, select};
 use futures::{FutureExt as _, StreamExt as _};
 use http::{Request, Response};
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 
 use super::rig::{
-    Answer, Server, ServerBody, ask, closed, ear, full, gateway_to, gateway_to_all, hang_up, model, node, post, route_loaded, route_name,
-    run, spoken_request, state, until, whole, write_all,
+    Answer, Heard, Server, ServerBody, ask, closed, ear, full, gateway_to, gateway_to_all, hang_up, model, node, post, route_loaded,
+    route_name, run, spoken, spoken_request, state, until, whole, write_all,
 };
 use crate::gateway::{AsyncStdNet, Gateway, Io, Net, Options};
 
@@ -410,4 +410,36 @@ fn a_server_that_takes_no_connection_costs_the_time_to_connect_and_the_request_g
     assert_eq!((answer.status, answer.error_code().as_str()), (504, "upstream_timeout"));
     let said = format!("stable stuck of route default: model server {stuck} did not take a connection within 20 ms");
     assert_eq!(answer.message(), said);
+}
+
+#[test]
+fn a_server_that_hangs_up_in_its_answers_has_failed_and_one_that_answers_5xx_has_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (said_in, mut said) = ear();
+    let server = Server::start(move |request: Request<Incoming>| {
+        let said_in = said_in.clone();
+        async move {
+            if request.uri().path() != "/torn" {
+                return Response::builder().status(503).body(full("its own words")).unwrap();
+            }
+            let (say, body) = spoken();
+            said_in.unbounded_send(say).unwrap();
+            Response::new(body)
+        }
+    });
+    let gateway = gateway_to(&server, dir.path(), "");
+    let request = |path: &str| Request::post(path).body(Full::new(Bytes::new())).unwrap();
+    for _ in 0..9 {
+        assert_eq!(ask(&gateway, request("/")).status, 503);
+    }
+    run(async {
+        let mut heard = Heard::new(gateway.predict(&route_name(), request("/torn")).await.into_body());
+        let say = said.next().await.unwrap();
+        say.unbounded_send(Ok(Bytes::from_static(b"word"))).unwrap();
+        assert_eq!(heard.next().await.unwrap().unwrap(), "word");
+        say.unbounded_send(Err(std::io::Error::other("crash"))).unwrap();
+        assert!(heard.next().await.unwrap().is_err());
+    });
+    let one = &gateway.upstreams()[0].servers[0];
+    assert_eq!((one.requests, one.failures, one.ejected, one.outstanding), (10, 1, false, 0));
 }

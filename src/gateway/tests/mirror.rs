@@ -345,3 +345,33 @@ fn a_body_that_comes_in_parts_is_copied_whole() {
     assert_eq!(answer.body, V2);
     assert_eq!(run(heard.next()).unwrap(), "one two three");
 }
+
+#[test]
+fn a_copy_does_not_wait_for_a_place_at_the_canarys_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let steady = Server::start(|_| async { Response::new(full(V2)) });
+    let (held_in, mut held) = ear();
+    let busy = Server::start(move |request: Request<Incoming>| {
+        let held_in = held_in.clone();
+        async move {
+            if request.method() == "POST" {
+                let (say, body) = spoken();
+                held_in.unbounded_send(say).unwrap();
+                return Response::new(body);
+            }
+            Response::new(full(""))
+        }
+    });
+    steady.write(dir.path(), "steady", "", "");
+    busy.write(dir.path(), "busy", "", r#", "in_flight_max": 1, "queue_ms_max": 60000"#);
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    route_loaded(&gateway, &mirrored("steady", ("busy", 0), 10_000));
+    // Somebody has asked the canary, and its answer has not ended.
+    let taken = run(gateway.predict(&route_name(), asking("canary", post(V2))));
+    run(held.next()).unwrap();
+    assert_eq!(ask(&gateway, post(V2)).status, 200);
+    until("the copy is dropped", || outcomes(&gateway) == [0, 0, 1, 0]);
+    assert_eq!(gateway.upstreams().iter().map(|upstream| upstream.refused).sum::<u64>(), 1);
+    assert_eq!(trial(&gateway).agreement, agreement(0, 0), "this node's own limit says nothing about the canary");
+    drop(taken);
+}
