@@ -58,6 +58,8 @@ pub(crate) struct Progress(Mutex<State>);
 struct State {
     moved: Instant,
     now: Event,
+    /// How long the body lay here before a model server could be given it.
+    held_up: Duration,
 }
 
 /// The last thing that happened to the body.
@@ -75,7 +77,7 @@ enum Event {
 
 impl Progress {
     pub(crate) fn new() -> Arc<Progress> {
-        Arc::new(Progress(Mutex::new(State { moved: Instant::now(), now: Event::Moved })))
+        Arc::new(Progress(Mutex::new(State { moved: Instant::now(), now: Event::Moved, held_up: Duration::ZERO })))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,14 +100,22 @@ impl Progress {
         self.note(Event::Ended);
     }
 
-    /// When the body last moved: its end, once it has ended; the beginning, if it has not moved yet.
+    /// The request is sent now. It could have been `since` then, had there been a place and a connection: its caller has waited for that too.
+    pub(crate) fn sent(&self, since: Instant) {
+        let mut state = self.state();
+        state.moved = Instant::now();
+        state.held_up = state.moved.saturating_duration_since(since);
+    }
+
+    /// When the body last moved: its end, once it has ended; when it was sent, if it has not moved since; else the beginning.
     pub(crate) fn moved(&self) -> Instant {
         self.state().moved
     }
 
-    /// How long an answer has been due: from the body's last movement.
+    /// How long an answer has been due: from the body's last movement, and as long as it was held up before that.
     pub(crate) fn latency(&self) -> Duration {
-        self.moved().elapsed()
+        let state = self.state();
+        state.moved.elapsed() + state.held_up
     }
 
     /// Whether the body waits for its caller, not for the model server.

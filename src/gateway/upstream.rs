@@ -142,6 +142,7 @@ impl Upstream {
         progress: Arc<Progress>,
         mirrored: bool,
     ) -> Result<Response<Download>, UpstreamError> {
+        let since = Instant::now();
         let mut permit = self.admit(mirrored, None).await?;
         let (mut parts, body) = request.into_parts();
         remove_hop_by_hop(&mut parts.headers);
@@ -159,7 +160,7 @@ impl Upstream {
         *request.headers_mut() = parts.headers;
         let mut retries = if self.endpoints.all().len() > 1 { self.retries } else { 0 };
         loop {
-            let failed = match self.exchange(permit.index(), permit.address(), request, &progress, self.timeout).await {
+            let failed = match self.exchange(permit.index(), permit.address(), request, &progress, since, self.timeout).await {
                 Ok((response, sender)) => {
                     permit.answered();
                     let (mut parts, incoming) = response.into_parts();
@@ -251,7 +252,8 @@ impl Upstream {
         let mut request = Request::new(Upload::new(Payload::from(Bytes::new()), Arc::clone(&progress)));
         *request.method_mut() = Method::GET;
         *request.uri_mut() = Uri::from(path);
-        let (response, sender) = self.exchange(index, address, request, &progress, limit).await.map_err(|failed| failed.error)?;
+        let (response, sender) =
+            self.exchange(index, address, request, &progress, Instant::now(), limit).await.map_err(|failed| failed.error)?;
         let status = response.status();
         // Of no use if more of the answer is on its way.
         if response.body().is_end_stream() {
@@ -260,13 +262,14 @@ impl Upstream {
         Ok(status)
     }
 
-    /// Sends a request to one server and waits for the answer's head.
+    /// Sends a request, which has been here since then, to one server and waits for the answer's head.
     async fn exchange(
         &self,
         index: usize,
         address: &Address,
         mut request: Request<Upload>,
         progress: &Progress,
+        since: Instant,
         limit: Duration,
     ) -> Result<(Response<Incoming>, SendRequest<Upload>), Failed> {
         *request.version_mut() = Version::HTTP_11;
@@ -277,6 +280,7 @@ impl Upstream {
                 Ok(connected) => connected,
                 Err(error) => return Err(Failed { error, unsent: Some(Box::new(request)) }),
             };
+            progress.sent(since);
             match self.answer(address, &mut sender, request, progress, limit).await? {
                 Answer::Head(response) => return Ok((response, sender)),
                 // The server closed this connection while it was idle. Nothing of the request was sent: once more, on a new one.
@@ -346,7 +350,7 @@ impl Upstream {
         }
     }
 
-    /// Sends and waits for the head. The time runs from now, and anew from each movement of the request's body.
+    /// Sends and waits for the head. The time runs from the last movement of the request's body.
     async fn answer(
         &self,
         address: &Address,
@@ -355,10 +359,8 @@ impl Upstream {
         progress: &Progress,
         limit: Duration,
     ) -> Result<Answer, UpstreamError> {
-        let begun = Instant::now();
-        let due = || progress.moved().max(begun) + limit;
         let mut answered = std::pin::pin!(sender.try_send_request(request));
-        let mut timer = Timer::at(due());
+        let mut timer = Timer::at(progress.moved() + limit);
         loop {
             match select(&mut answered, &mut timer).await {
                 Either::Left((Ok(response), _)) => return Ok(Answer::Head(response)),
@@ -371,7 +373,7 @@ impl Upstream {
                     };
                 }
                 Either::Right(_) => {
-                    let due = due();
+                    let due = progress.moved() + limit;
                     if due > Instant::now() {
                         timer.set_at(due);
                     } else if progress.waits_for_caller() {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::channel::mpsc::UnboundedReceiver;
@@ -266,6 +267,25 @@ fn the_time_for_an_answer_begins_when_the_request_is_sent_and_not_while_it_waits
     let reached = reach(&mut second, &mut held).unwrap();
     reached.answer.send(()).unwrap();
     assert_eq!(run(second).status, 200);
+}
+
+#[test]
+fn what_a_caller_waits_for_a_place_is_part_of_the_latency_that_is_counted() {
+    const HELD: Duration = Duration::from_millis(50);
+    let dir = tempfile::tempdir().unwrap();
+    let (server, mut held) = holding("one");
+    let gateway = gateway_to(&server, dir.path(), r#", "in_flight_max": 1, "queue_ms_max": 60000"#);
+    let mut first = asking(&gateway, "first");
+    let reached = reach(&mut first, &mut held).unwrap();
+    let mut second = asking(&gateway, "second");
+    assert!((&mut second).now_or_never().is_none());
+    let waits = Instant::now();
+    until("both have waited", || waits.elapsed() >= HELD);
+    reached.answer.send(()).unwrap();
+    assert_eq!(run(first).status, 200);
+    reach(&mut second, &mut held).unwrap().answer.send(()).unwrap();
+    assert_eq!(run(second).status, 200);
+    assert!(gateway.totals()[0].latency_us_sum >= 2 * HELD.as_micros() as u64, "{:?}", gateway.totals());
 }
 
 #[test]
