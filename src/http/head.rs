@@ -36,7 +36,7 @@ pub(super) struct Facts {
     /// Whether the sender keeps the connection for another message.
     pub(super) keep_alive: bool,
     pub(super) expects_continue: bool,
-    /// `Connection: upgrade`, and what to.
+    /// It wants to change to WebSocket, and to no other protocol: in HTTP/2, say, whoever it is would speak past what is checked here.
     pub(super) upgrade: bool,
 }
 
@@ -199,7 +199,7 @@ struct Seen {
     close: bool,
     keep_alive: bool,
     upgrade: bool,
-    upgrade_to: bool,
+    websocket: Option<bool>,
     expects_continue: bool,
 }
 
@@ -213,7 +213,10 @@ impl Seen {
                 }
                 self.expects_continue = true;
             }
-            7 if name.eq_ignore_ascii_case("upgrade") => self.upgrade_to = true,
+            7 if name.eq_ignore_ascii_case("upgrade") => {
+                // Twice is as good as another one.
+                self.websocket = Some(self.websocket.is_none() && value.eq_ignore_ascii_case(b"websocket"));
+            }
             10 if name.eq_ignore_ascii_case("connection") => {
                 for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
                     self.close |= word.eq_ignore_ascii_case(b"close");
@@ -256,7 +259,7 @@ impl Seen {
             framed,
             keep_alive: !self.close && (minor == 1 || self.keep_alive),
             expects_continue: self.expects_continue && minor == 1,
-            upgrade: self.upgrade && self.upgrade_to && minor == 1,
+            upgrade: self.upgrade && self.websocket == Some(true) && minor == 1,
         }
     }
 }
@@ -325,7 +328,11 @@ mod tests {
         assert_eq!(old("Connection: Keep-Alive\r\n"), Ok(facts(0, Framed::Length(0), true)));
         assert!(with("Expect: 100-Continue\r\nContent-Length: 1").unwrap().expects_continue);
         assert!(with("Connection: Upgrade\r\nUpgrade: websocket").unwrap().upgrade);
-        assert!(!with("Upgrade: websocket").unwrap().upgrade);
+        for not in
+            ["Upgrade: websocket", "Connection: upgrade\r\nUpgrade: h2c", "Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c"]
+        {
+            assert!(!with(not).unwrap().upgrade, "{not:?}");
+        }
     }
 
     #[test]

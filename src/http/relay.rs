@@ -24,6 +24,7 @@ use super::pool::{Connected, connect};
 use super::request_id::{REQUEST_ID_HEADER, RequestId, hexadecimal};
 use super::{Body, FORWARDED_BODY_BYTES_MAX, Refusal, TUNNEL_IDLE_MS_MAX};
 use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
+use crate::clock::time;
 use crate::core::ids::Time;
 use crate::eventloop;
 use crate::gateway::forward::{self, Chosen, Permit, Plan, Routing, Upstream, UpstreamError};
@@ -62,6 +63,31 @@ impl Fields for Parsed<'_, '_> {
     }
 }
 
+/// The headers that `Connection` says belong to this connection only.
+struct NamedByConnection<'h, 'b> {
+    fields: &'h Parsed<'h, 'b>,
+    /// There are others than the words that are known anyway, which is rare.
+    any: bool,
+}
+
+impl<'h, 'b> NamedByConnection<'h, 'b> {
+    fn new(fields: &'h Parsed<'h, 'b>) -> Self {
+        const KNOWN: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
+        let named = NamedByConnection { fields, any: false };
+        let any = named.words().any(|word| !KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known)));
+        NamedByConnection { any, ..named }
+    }
+
+    fn words(&self) -> impl Iterator<Item = &'h [u8]> + use<'h, 'b> {
+        self.fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+    }
+
+    /// Never the length of the body: who could have it removed could have the body taken for the next request.
+    fn has(&self, name: &str) -> bool {
+        self.any && !name.eq_ignore_ascii_case("content-length") && self.words().any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
 impl Connection {
     /// Decides what becomes of the request whose head has been read, and uses the head up.
     pub(super) fn plan<'s>(&mut self, length: usize, routing: Option<(Time, &'s Routing)>) -> Planned<'s> {
@@ -89,7 +115,7 @@ impl Connection {
         let path = head.target.split('?').next().unwrap_or_default();
         let method = match head.method {
             "POST" => Some("POST"),
-            "GET" if head.facts.upgrade => Some("GET"),
+            "GET" if head.facts.upgrade && head.facts.framed == Framed::Length(0) => Some("GET"),
             _ => None,
         };
         if let (Some((lease_until, routing)), Some(view), Some(method), Some(route)) =
@@ -104,7 +130,7 @@ impl Connection {
             let mut forward =
                 Forward { routing, chosen, permit: None, facts: head.facts, id, server_lines: 0, target: String::new(), method };
             if let Ok((_, upstream)) = &forward.chosen {
-                forward.permit = upstream.endpoints().try_admit(gateway.now(), None);
+                forward.permit = upstream.endpoints().try_admit(time(), None);
                 if forward.permit.is_none() || upstream.endpoints().all().len() > 1 {
                     forward.target = head.target.to_owned();
                 }
@@ -121,10 +147,7 @@ impl Connection {
 
     /// Appends the rest of a request's head as the model server gets it.
     fn pass_on_lines(&self, bytes: &[u8], head: &RequestHead<'_, '_>, fields: &Parsed<'_, '_>, id: RequestId, out: &mut Vec<u8>) {
-        let connection = || fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-        // Most say no more than what is known anyway.
-        let names_others =
-            connection().any(|word| ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|known| word.eq_ignore_ascii_case(known)));
+        let named = NamedByConnection::new(fields);
         let (mut host, mut forwarded_for, mut forwarded_proto, mut forwarded_host, mut traced, mut has_length) =
             (None, None, false, false, false, false);
         head::copy_lines(bytes, head.headers, out, |header| {
@@ -149,7 +172,7 @@ impl Connection {
                 17 if is("x-forwarded-proto") => forwarded_proto = true,
                 _ => {}
             }
-            is_hop_by_hop(name) || (names_others && connection().any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
+            is_hop_by_hop(name) || named.has(name)
         });
         if let Some(peer) = self.peer {
             out.extend_from_slice(b"x-forwarded-for: ");
@@ -170,11 +193,8 @@ impl Connection {
         if !traced {
             begin_trace(out);
         }
-        if head.facts.upgrade {
-            out.extend_from_slice(b"connection: upgrade\r\n");
-            for protocol in fields.values("upgrade") {
-                super::connection::line("upgrade", protocol, out);
-            }
+        if head.facts.upgrade && head.method == "GET" {
+            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
         if head.facts.framed == Framed::Chunked {
             out.extend_from_slice(b"transfer-encoding: chunked\r\n");
@@ -193,13 +213,13 @@ impl Connection {
             Ok(chosen) => chosen,
             Err(refusal) => return self.refuse_forward(None, refusal, routing, facts, id, false).await,
         };
-        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), read: false };
+        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), latency: None, read: false };
         match self.pass(&mut job, permit, server_lines, &target).await {
             Ok(then) => then,
             Err(Failed::Gone) => Then::Cut,
             Err(Failed::Refused(error)) => {
                 let refusal = forward::Refusal::of_upstream(&error, &job.chosen.who());
-                let latency_us = job.asked.elapsed().as_micros() as u64;
+                let latency_us = job.latency.unwrap_or_else(|| job.asked.elapsed()).as_micros() as u64;
                 let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
                 gateway.count(&job.chosen, latency_us, Err(&refusal));
                 self.refuse_forward(Some(&job.chosen), refusal, routing, facts, id, job.read).await
@@ -243,14 +263,12 @@ impl Connection {
         target: &str,
     ) -> Result<(Permit, Connected, bool), Failed> {
         let lane = Rc::clone(&self.lane);
-        let Some(view) = &lane.view else { return Err(Failed::Gone) };
-        let gateway = view.gateway();
         let endpoints = job.upstream.endpoints();
         let mut written = server_lines_length;
         let mut permit = match permit {
             Some(permit) => permit,
             None => {
-                let admitted = self.unless_gone(endpoints.admit(|| gateway.now())).await.ok_or(Failed::Gone)?;
+                let admitted = self.unless_gone(endpoints.admit(time)).await.ok_or(Failed::Gone)?;
                 let permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
                 written = self.readdress(&permit, job.method, target, written);
                 permit
@@ -267,16 +285,16 @@ impl Connection {
                 Ok(connected) => return Ok((permit, connected, false)),
                 Err(Failed::Refused(_)) if retries > 0 && endpoints.all().len() > 1 => {
                     retries -= 1;
-                    permit.failed(gateway.now());
+                    permit.failed(time());
+                    // It keeps its place until it has the next one.
                     let failed = permit.index();
-                    drop(permit);
-                    let admitted = self.unless_gone(endpoints.admit_elsewhere(|| gateway.now(), failed)).await.ok_or(Failed::Gone)?;
+                    let admitted = self.unless_gone(endpoints.admit_elsewhere(time, failed)).await.ok_or(Failed::Gone)?;
                     permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
                     written = self.readdress(&permit, job.method, target, written);
                 }
                 Err(error) => {
                     if matches!(error, Failed::Refused(_)) {
-                        permit.failed(gateway.now());
+                        permit.failed(time());
                     }
                     return Err(error);
                 }
@@ -321,6 +339,8 @@ impl Connection {
             return Err(Failed::Limit(super::BodyError::TooLarge { bytes_max: FORWARDED_BODY_BYTES_MAX }.refusal()));
         }
         let (permit, mut server, reused) = self.reach(job, permit, server_lines, target).await?;
+        // A caller waits for a place and a connection as it waits for the model.
+        let waited = eventloop::now().duration_since(job.asked);
         let key = (job.upstream.endpoints().number(), permit.index());
         if job.facts.framed != Framed::Length(0) {
             self.go_on(job.facts).await.map_err(|_| Failed::Gone)?;
@@ -336,9 +356,10 @@ impl Connection {
             let answer = match answer {
                 Err(Failed::Refused(error)) => {
                     if matches!(error, UpstreamError::Lost(..)) {
-                        permit.failed(gateway.now());
+                        permit.failed(time());
                     }
-                    (job.asked, job.read) = (upload.moved, upload.is_over());
+                    job.read = upload.is_over();
+                    job.latency = Some(waited + upload.moved.elapsed());
                     return Err(Failed::Refused(error));
                 }
                 other => other?,
@@ -350,7 +371,7 @@ impl Connection {
         };
         permit.answered();
         let status = http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::BAD_GATEWAY);
-        gateway.count(&job.chosen, upload.moved.elapsed().as_micros() as u64, Ok(status));
+        gateway.count(&job.chosen, (waited + upload.moved.elapsed()).as_micros() as u64, Ok(status));
         lane.front.counters().answered(Answered::Predict, answer.status);
 
         if answer.status == 101 {
@@ -366,12 +387,12 @@ impl Connection {
             }
             Err(Ended::ByServer) => {
                 gateway.count_broken(&job.chosen, status);
-                permit.failed(gateway.now());
+                permit.failed(time());
                 Ok(Then::Cut)
             }
             Err(Ended::Malformed(why)) => {
                 gateway.count_broken(&job.chosen, status);
-                permit.failed(gateway.now());
+                permit.failed(time());
                 let error = UpstreamError::Lost(permit.address().to_string(), why.to_owned());
                 let refusal = forward::Refusal::of_upstream(&error, &job.chosen.who());
                 Ok(self.refuse_forward(Some(&job.chosen), refusal, job.routing, job.facts, job.id, upload.is_over()).await)
@@ -496,9 +517,10 @@ impl Connection {
         out.extend_from_slice(b"HTTP/1.1");
         out.extend_from_slice(bytes.get(8..head.lines_at).unwrap_or_default());
         let switches = head.status == 101;
-        let connection = || fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
-        let names_others =
-            connection().any(|word| ![&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|known| word.eq_ignore_ascii_case(known)));
+        if switches && !(job.facts.upgrade && job.method == "GET") {
+            return Err("it changes the protocol, which nobody asked for".to_owned());
+        }
+        let named = NamedByConnection::new(&fields);
         head::copy_lines(bytes, head.headers, out, |header| {
             let name = header.name;
             match name.len() {
@@ -511,7 +533,7 @@ impl Connection {
                 }
                 _ => {}
             }
-            is_hop_by_hop(name) || (names_others && connection().any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
+            is_hop_by_hop(name) || named.has(name)
         });
         job.routing.name_in(Some(&job.chosen), out);
         out.extend_from_slice(b"x-request-id: ");
@@ -628,8 +650,10 @@ struct Job<'s> {
     id: RequestId,
     routing: &'s Routing,
     method: &'static str,
-    /// Since when its answer is due.
+    /// When all of its head was there.
     asked: Instant,
+    /// How long it took until there was no answer; since `asked` if nothing of it was sent.
+    latency: Option<Duration>,
     /// All of its body has been read.
     read: bool,
 }

@@ -230,6 +230,30 @@ fn a_head_is_passed_on_as_it_is_but_for_the_lines_that_have_to_change() {
 }
 
 #[test]
+fn the_length_of_a_body_is_passed_on_also_if_connection_names_it() {
+    let server = Server::start(|mut connection| {
+        loop {
+            let head = connection.head();
+            if head.is_empty() {
+                return;
+            }
+            if head[0].starts_with("POST") {
+                assert!(head.iter().any(|line| line == "Content-Length: 5"), "{head:?}");
+                assert_eq!(connection.read(5), "hello");
+            }
+            connection.say("HTTP/1.1 200 OK\r\nConnection: content-length\r\nContent-Length: 2\r\n\r\nhi");
+        }
+    });
+    let mesh = Mesh::to(&server);
+    let mut caller = mesh.connect();
+    for _ in 0..2 {
+        caller.send(post("/predict", "Connection: Content-Length\r\nContent-Length: 5", "hello"));
+        assert!(caller.head().contains("Content-Length: 2\r\n"));
+        caller.0.read_exact(&mut [0; 2]).unwrap();
+    }
+}
+
+#[test]
 fn both_directions_stream_word_by_word() {
     let (tell, told) = mpsc::channel();
     let server = Server::start(move |mut connection| {
