@@ -20,7 +20,7 @@ use crate::gateway::payload::{BoxError, Payload};
 use crate::gateway::refusal::Refusal;
 use crate::gateway::snapshot::{Gather, RouteSnapshot, Serving, Snapshot};
 use crate::gateway::split::{Reason, Variant};
-use crate::gateway::stats::Bad;
+use crate::gateway::stats::{Bad, Counted};
 use crate::gateway::sticky::{StickyHash, own_key};
 use crate::gateway::trial::{OnTrial, Part};
 use crate::gateway::upload::Progress;
@@ -186,23 +186,22 @@ impl Gateway {
             }
         }
         let stats = &chosen.serving.stats;
-        let answered_with = |bad: Option<Bad>| {
-            stats.answered(now, latency_us, bad, chosen.randomised());
+        let answered_with = |bad: Option<Bad>, succeeded| {
+            stats.answered(now, Counted { latency_us, bad, randomised: chosen.randomised(), succeeded });
             if let Some(part) = &chosen.part {
                 part.answered(now, bad.is_some());
             }
         };
         match outcome {
-            Ok(status) if status.is_server_error() => answered_with(Some(Bad::ServerError)),
-            Ok(status) if status.is_client_error() => answered_with(None),
+            Ok(status) if status.is_server_error() => answered_with(Some(Bad::ServerError), false),
+            Ok(status) if status.is_client_error() => answered_with(None, false),
             Ok(_) => {
-                stats.succeeded(now, latency_us);
                 let slow_us = chosen.route.gate.latency_ms_max.map(|ms| ms.saturating_mul(1_000));
                 let slow_us = slow_us.unwrap_or_else(|| chosen.route.stable.stats.slow_us(now));
-                answered_with((latency_us > slow_us).then_some(Bad::Slow));
+                answered_with((latency_us > slow_us).then_some(Bad::Slow), true);
             }
             Err(Refusal { bad: None, .. }) => stats.refused(),
-            Err(Refusal { bad, .. }) => answered_with(*bad),
+            Err(Refusal { bad, .. }) => answered_with(*bad, false),
         }
     }
 
@@ -246,7 +245,7 @@ impl Gateway {
         // What has been counted as bad by its head is not bad a second time.
         let counted_bad = response.status().is_server_error();
         let (stats, randomised, started) = (Arc::clone(&chosen.serving.stats), chosen.randomised(), self.started);
-        let part = chosen.part.clone();
+        let part = chosen.part.as_ref().map(Part::kept);
         response.map(|download| {
             Body::from(download.on_break(move || {
                 if !counted_bad {
@@ -269,7 +268,7 @@ pub(crate) struct Chosen<'s> {
     pub(crate) variant: Variant,
     pub(crate) reason: Reason,
     /// Its part in the trial of the route's canary, if it has one.
-    part: Option<Part>,
+    part: Option<Part<'s>>,
 }
 
 impl Chosen<'_> {

@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 
 use crate::core::gate::Counts;
 use crate::core::ids::{ModelId, RouteName, Time};
+use crate::eventloop;
 use crate::gateway::split::Variant;
 
 /// How long one slot of a window takes in requests, in milliseconds.
@@ -63,38 +64,80 @@ impl Bad {
     }
 }
 
+/// Each event loop counts by itself, and whoever reads adds up; loops above this number share.
+pub(crate) const SHARDS: usize = 16;
+
+/// Something for each event loop, on cache lines of its own.
+#[derive(Default, Debug)]
+pub(crate) struct Sharded<T>([Padded<T>; SHARDS]);
+
+#[derive(Default, Debug)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T> Sharded<T> {
+    /// This thread's.
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the length")]
+    pub(crate) fn mine(&self) -> &T {
+        &self.0[eventloop::number() % SHARDS].0
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|padded| &padded.0)
+    }
+}
+
 /// The numbers of one variant of one route while one model serves it.
 #[derive(Debug)]
 pub(crate) struct VariantStats {
-    window: Mutex<Window>,
-    /// Of the answers of the last hour, for the stable model only.
-    hour: Option<Mutex<Hour>>,
-    /// What `hour` came to when it was last asked, in microseconds.
+    shards: Sharded<Mutex<Shard>>,
+    /// How long successes take is remembered for the stable model only.
+    remembers: bool,
+    /// What the last hour came to when it was last asked, in microseconds.
     slow_us: AtomicU64,
     /// When it is asked again, in microseconds.
     slow_due_us: AtomicU64,
     totals: Arc<Totals>,
 }
 
+/// What one event loop has counted.
+#[derive(Default, Debug)]
+struct Shard {
+    window: Window,
+    hour: Hour,
+}
+
+/// An answered request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counted {
+    pub(crate) latency_us: u64,
+    pub(crate) bad: Option<Bad>,
+    /// Chance or a sticky key chose its variant: only those are evidence.
+    pub(crate) randomised: bool,
+    /// It was answered, and not with an error of its caller or of the server, so that its latency tells how long this model takes.
+    pub(crate) succeeded: bool,
+}
+
 impl VariantStats {
     pub(crate) fn new(variant: Variant, totals: Arc<Totals>) -> VariantStats {
-        let hour = (variant == Variant::Stable).then(Mutex::default);
         let (slow_us, slow_due_us) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
-        VariantStats { window: Mutex::default(), hour, slow_us, slow_due_us, totals }
+        VariantStats { shards: Sharded::default(), remembers: variant == Variant::Stable, slow_us, slow_due_us, totals }
     }
 
-    /// Counts an answered request. `randomised` says that chance or a sticky key chose: only those are evidence.
-    pub(crate) fn answered(&self, now: Time, latency_us: u64, bad: Option<Bad>, randomised: bool) {
+    /// Counts an answered request.
+    pub(crate) fn answered(&self, now: Time, counted: Counted) {
+        let Counted { latency_us, bad, randomised, succeeded } = counted;
         self.totals.answered(latency_us, bad);
-        if randomised {
-            self.window().answered(now, latency_us, bad.is_some());
-        }
-    }
-
-    /// Remembers how long a success took, for [`VariantStats::slow_us`].
-    pub(crate) fn succeeded(&self, now: Time, latency_us: u64) {
-        if let Some(hour) = &self.hour {
-            hour.lock().unwrap_or_else(PoisonError::into_inner).succeeded(now, latency_us);
+        let succeeded = succeeded && self.remembers;
+        if randomised || succeeded {
+            let mut shard = lock(self.shards.mine());
+            if randomised {
+                shard.window.answered(now, latency_us, bad.is_some());
+            }
+            if succeeded {
+                shard.hour.succeeded(now, latency_us);
+            }
         }
     }
 
@@ -105,7 +148,9 @@ impl VariantStats {
         let next = now.0.saturating_add(LATENCY_RECKONED_MS * 1_000);
         // Whoever sets the next moment reckons; all others go by what there is.
         if now.0 >= due && self.slow_due_us.compare_exchange(due, next, Relaxed, Relaxed).is_ok() {
-            let p99 = self.hour.as_ref().and_then(|hour| hour.lock().unwrap_or_else(PoisonError::into_inner).p99_us(now));
+            let mut latency = histogram();
+            self.shards.iter().for_each(|shard| lock(shard).hour.add_to(now, &mut latency));
+            let p99 = (latency.len() >= LATENCY_REQUESTS_MIN).then(|| latency.value_at_quantile(0.99));
             self.slow_us.store(p99.map_or(u64::MAX, |us| us.max(LATENCY_MS_FLOOR * 1_000)), Relaxed);
         }
         self.slow_us.load(Relaxed)
@@ -113,30 +158,37 @@ impl VariantStats {
 
     /// Counts a request that the canary failed on, and that stable was asked instead.
     pub(crate) fn shielded(&self) {
-        self.totals.shielded.fetch_add(1, Relaxed);
+        self.totals.0.mine().shielded.fetch_add(1, Relaxed);
     }
 
     /// Counts a request that no model was asked, because it was wrong.
     pub(crate) fn refused(&self) {
-        self.totals.refused.fetch_add(1, Relaxed);
+        self.totals.0.mine().refused.fetch_add(1, Relaxed);
     }
 
     /// Counts as bad a request that was counted as good when its head came, and then broke off.
     pub(crate) fn broke(&self, now: Time, randomised: bool) {
-        self.totals.bad(Bad::Broken);
+        self.totals.0.mine().bad(Bad::Broken);
         if randomised {
-            self.window().slot(now).bad += 1;
+            lock(self.shards.mine()).window.slot(now).bad += 1;
         }
     }
 
     /// The evidence within the window.
     pub(crate) fn counts(&self, now: Time) -> Counts {
-        self.window().counts(now)
+        let mut counts = Counts::default();
+        let mut latency = histogram();
+        self.shards.iter().for_each(|shard| lock(shard).window.add_to(now, &mut counts, &mut latency));
+        // An answer may break off in a later slot than it began in.
+        counts.bad = counts.bad.min(counts.requests);
+        counts.p50_us = latency.value_at_quantile(0.5);
+        counts.p99_us = latency.value_at_quantile(0.99);
+        counts
     }
+}
 
-    fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The last minute. Empty slots take no memory.
@@ -184,20 +236,14 @@ impl Window {
         let _ = slot.latency.record(latency_us.min(LATENCY_US_MAX));
     }
 
-    fn counts(&mut self, now: Time) -> Counts {
+    fn add_to(&mut self, now: Time, counts: &mut Counts, latency: &mut Histogram<u32>) {
         self.forget_before(Slot::index_of(now));
-        let mut counts = Counts::default();
-        let mut latency = histogram();
         for slot in &self.slots {
             counts.requests += slot.requests;
             counts.bad += slot.bad;
+            // It grows by itself, so there is nothing to fail.
             let _ = latency.add(&slot.latency);
         }
-        // An answer may break off in a later slot than it began in.
-        counts.bad = counts.bad.min(counts.requests);
-        counts.p50_us = latency.value_at_quantile(0.5);
-        counts.p99_us = latency.value_at_quantile(0.99);
-        counts
     }
 }
 
@@ -232,13 +278,11 @@ impl Hour {
         }
     }
 
-    fn p99_us(&mut self, now: Time) -> Option<u64> {
+    fn add_to(&mut self, now: Time, latency: &mut Histogram<u32>) {
         self.forget_before(Hour::index_of(now));
-        let mut latency = histogram();
         for (_, slot) in &self.slots {
             let _ = latency.add(slot);
         }
-        (latency.len() >= LATENCY_REQUESTS_MIN).then(|| latency.value_at_quantile(0.99))
     }
 
     fn index_of(now: Time) -> u64 {
@@ -248,50 +292,61 @@ impl Hour {
 
 /// Counts since the start of the process. Only ever grow.
 #[derive(Default, Debug)]
-pub(crate) struct Totals {
-    requests: AtomicU64,
+pub(crate) struct Totals(Sharded<TotalsShard>);
+
+#[derive(Default, Debug)]
+struct TotalsShard {
     refused: AtomicU64,
     shielded: AtomicU64,
     bad: [AtomicU64; Bad::ALL.len()],
     latency_us_sum: AtomicU64,
+    /// All requests are in one of them.
     buckets: [AtomicU64; LATENCY_BUCKETS_US.len() + 1],
 }
 
-impl Totals {
-    fn answered(&self, latency_us: u64, bad: Option<Bad>) {
-        self.requests.fetch_add(1, Relaxed);
-        self.latency_us_sum.fetch_add(latency_us, Relaxed);
-        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| *bound < latency_us);
-        if let Some(bucket) = self.buckets.get(bucket) {
-            bucket.fetch_add(1, Relaxed);
-        }
-        if let Some(bad) = bad {
-            self.bad(bad);
-        }
-    }
-
+impl TotalsShard {
     fn bad(&self, bad: Bad) {
         if let Some(count) = self.bad.get(bad as usize) {
             count.fetch_add(1, Relaxed);
         }
     }
+}
+
+impl Totals {
+    fn answered(&self, latency_us: u64, bad: Option<Bad>) {
+        let mine = self.0.mine();
+        mine.latency_us_sum.fetch_add(latency_us, Relaxed);
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| *bound < latency_us);
+        if let Some(bucket) = mine.buckets.get(bucket) {
+            bucket.fetch_add(1, Relaxed);
+        }
+        if let Some(bad) = bad {
+            mine.bad(bad);
+        }
+    }
+
+    fn sum<'a>(&'a self, count: impl Fn(&'a TotalsShard) -> Option<&'a AtomicU64>) -> u64 {
+        self.0.iter().filter_map(count).map(|count| count.load(Relaxed)).sum()
+    }
 
     pub(crate) fn read(&self, route: &RouteName, variant: Variant, model: &ModelId) -> VariantTotals {
+        // Bad ones first: a request is counted before it is counted as bad.
+        let bad = Bad::ALL.into_iter().map(|bad| (bad, self.sum(|shard| shard.bad.get(bad as usize)))).collect();
         let mut below = 0;
-        let cumulative = |bucket: &AtomicU64| {
-            below += bucket.load(Relaxed);
+        let cumulative = |bucket: usize| {
+            below += self.sum(|shard| shard.buckets.get(bucket));
             below
         };
-        let latency_buckets: Vec<u64> = self.buckets.iter().map(cumulative).collect();
+        let latency_buckets: Vec<u64> = (0..=LATENCY_BUCKETS_US.len()).map(cumulative).collect();
         VariantTotals {
             route: route.clone(),
             variant,
             model: model.clone(),
-            requests: self.requests.load(Relaxed),
-            refused: self.refused.load(Relaxed),
-            shielded: self.shielded.load(Relaxed),
-            bad: Bad::ALL.into_iter().zip(self.bad.iter().map(|count| count.load(Relaxed))).collect(),
-            latency_us_sum: self.latency_us_sum.load(Relaxed),
+            requests: below,
+            refused: self.sum(|shard| Some(&shard.refused)),
+            shielded: self.sum(|shard| Some(&shard.shielded)),
+            bad,
+            latency_us_sum: self.sum(|shard| Some(&shard.latency_us_sum)),
             latency_buckets,
         }
     }
@@ -330,6 +385,10 @@ mod tests {
         Time(second * SECOND_US)
     }
 
+    fn answered(stats: &VariantStats, second: u64, latency_us: u64, bad: Option<Bad>, randomised: bool) {
+        stats.answered(at(second), Counted { latency_us, bad, randomised, succeeded: false });
+    }
+
     fn stats() -> VariantStats {
         VariantStats::new(Variant::Stable, Arc::default())
     }
@@ -338,7 +397,7 @@ mod tests {
     fn the_window_forgets_after_a_minute_slot_by_slot() {
         let stats = stats();
         for second in 0..60 {
-            stats.answered(at(second), 100, (second < 10).then_some(Bad::Timeout), true);
+            answered(&stats, second, 100, (second < 10).then_some(Bad::Timeout), true);
         }
         let seen = |second| (stats.counts(at(second)).requests, stats.counts(at(second)).bad);
         assert_eq!(seen(59), (60, 10));
@@ -352,12 +411,12 @@ mod tests {
     fn quantiles_are_within_two_digits_and_huge_latencies_do_no_harm() {
         let stats = stats();
         for ms in 1..=100 {
-            stats.answered(at(0), ms * 1_000, None, true);
+            answered(&stats, 0, ms * 1_000, None, true);
         }
         let counts = stats.counts(at(0));
         assert!((50_000..=51_000).contains(&counts.p50_us), "{counts:?}");
         assert!((99_000..=100_000).contains(&counts.p99_us), "{counts:?}");
-        stats.answered(at(0), u64::MAX, None, true);
+        answered(&stats, 0, u64::MAX, None, true);
         assert_eq!(stats.counts(at(0)).requests, 101);
     }
 
@@ -365,9 +424,9 @@ mod tests {
     fn only_what_chance_decided_is_evidence_and_everything_is_in_the_totals() {
         let totals = Arc::new(Totals::default());
         let stats = VariantStats::new(Variant::Canary, Arc::clone(&totals));
-        stats.answered(at(0), 80, None, true);
-        stats.answered(at(0), 300, Some(Bad::Slow), false);
-        stats.answered(at(0), 20_000_000, None, true);
+        answered(&stats, 0, 80, None, true);
+        answered(&stats, 0, 300, Some(Bad::Slow), false);
+        answered(&stats, 0, 20_000_000, None, true);
         stats.broke(at(1), true);
         stats.refused();
         let counts = stats.counts(at(1));
@@ -381,7 +440,7 @@ mod tests {
 
     fn succeeded(stats: &VariantStats, second: u64, count: u64, latency_us: u64) {
         for _ in 0..count {
-            stats.succeeded(at(second), latency_us);
+            stats.answered(at(second), Counted { latency_us, bad: None, randomised: false, succeeded: true });
         }
     }
 
@@ -419,8 +478,8 @@ mod tests {
     #[test]
     fn a_late_thread_counts_into_the_newest_slot() {
         let stats = stats();
-        stats.answered(at(10), 1, None, true);
-        stats.answered(at(9), 1, None, true);
+        answered(&stats, 10, 1, None, true);
+        answered(&stats, 9, 1, None, true);
         assert_eq!(stats.counts(at(69)).requests, 2);
         assert_eq!(stats.counts(at(70)).requests, 0);
     }
@@ -429,10 +488,10 @@ mod tests {
     fn a_full_window_stays_small() {
         let stats = stats();
         for second in 0..60 {
-            stats.answered(at(second), 1_000, None, true);
+            answered(&stats, second, 1_000, None, true);
         }
-        let window = stats.window();
-        let bytes: usize = window.slots.iter().map(|slot| slot.latency.distinct_values() * size_of::<u32>()).sum();
+        let shard = lock(stats.shards.mine());
+        let bytes: usize = shard.window.slots.iter().map(|slot| slot.latency.distinct_values() * size_of::<u32>()).sum();
         assert!(bytes < 32 * 1_024, "{bytes} bytes for a minute of latencies around a millisecond");
     }
 }

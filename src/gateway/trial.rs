@@ -3,6 +3,7 @@
 //! Only requests whose variant chance or a sticky key decided are counted, in the trial, step and share that they were routed by, also if
 //! they are answered after those have changed. Good requests cost two atomic additions; only bad ones take a lock.
 
+use std::borrow::Cow;
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -14,6 +15,7 @@ use crate::core::gate::{Tally, Trial, UNREACHABLE_FAILURES};
 use crate::core::ids::Time;
 use crate::core::state::{Model, Route, WEIGHT_WHOLE_BP};
 use crate::gateway::split::Variant;
+use crate::gateway::stats::Sharded;
 use crate::gateway::sticky::StickyHash;
 
 /// Time within which a sticky key counts as bad once, in milliseconds.
@@ -52,7 +54,7 @@ impl Alarm {
 /// Requests and bad ones, as they are counted.
 #[derive(Default)]
 struct Counters {
-    requests: AtomicU64,
+    requests: Sharded<AtomicU64>,
     /// Written under the trial's lock only.
     bad: AtomicU64,
 }
@@ -61,7 +63,8 @@ impl Counters {
     /// Bad ones first: a request is counted before it is counted as bad.
     fn read(&self) -> Tally {
         let bad = self.bad.load(Relaxed);
-        Tally { requests: self.requests.load(Relaxed).max(bad), bad }
+        let requests: u64 = self.requests.iter().map(|requests| requests.load(Relaxed)).sum();
+        Tally { requests: requests.max(bad), bad }
     }
 }
 
@@ -245,9 +248,9 @@ impl OnTrial {
 
     /// A request's part in it. Without a share of the canary there is none: what stable does alone is no comparison, and would only make
     /// it look steadier than it is beside the canary.
-    pub(crate) fn part(&self, variant: Variant, share_bp: u16, key: Option<StickyHash>) -> Option<Part> {
+    pub(crate) fn part(&self, variant: Variant, share_bp: u16, key: Option<StickyHash>) -> Option<Part<'_>> {
         let fair = !self.trial.withheld.load(Relaxed);
-        (share_bp > 0).then(|| Part { on: self.clone(), variant, share_bp, key, fair })
+        (share_bp > 0).then(|| Part { on: Cow::Borrowed(self), variant, share_bp, key, fair })
     }
 
     /// The numbers of this moment.
@@ -269,9 +272,8 @@ impl OnTrial {
 }
 
 /// One request's part in a trial.
-#[derive(Clone)]
-pub(crate) struct Part {
-    on: OnTrial,
+pub(crate) struct Part<'s> {
+    on: Cow<'s, OnTrial>,
     variant: Variant,
     /// The canary's share by which it was routed, in basis points.
     share_bp: u16,
@@ -280,12 +282,18 @@ pub(crate) struct Part {
     fair: bool,
 }
 
-impl Part {
+impl Part<'_> {
+    /// The same, for longer than what it was routed by is held.
+    pub(crate) fn kept(&self) -> Part<'static> {
+        let Part { variant, share_bp, key, fair, .. } = *self;
+        Part { on: Cow::Owned(self.on.as_ref().clone()), variant, share_bp, key, fair }
+    }
+
     pub(crate) fn answered(&self, now: Time, bad: bool) {
-        let OnTrial { trial, step } = &self.on;
-        trial.of(self.variant).requests.fetch_add(1, Relaxed);
+        let OnTrial { trial, step } = self.on.as_ref();
+        trial.of(self.variant).requests.mine().fetch_add(1, Relaxed);
         if self.variant == Variant::Canary {
-            step.canary.requests.fetch_add(1, Relaxed);
+            step.canary.requests.mine().fetch_add(1, Relaxed);
         }
         if bad {
             self.bad(now);
@@ -294,7 +302,7 @@ impl Part {
 
     /// It turned out to be bad, at once or later.
     pub(crate) fn bad(&self, now: Time) {
-        let OnTrial { trial, step } = &self.on;
+        let OnTrial { trial, step } = self.on.as_ref();
         {
             let mut events = trial.bad.lock().unwrap_or_else(PoisonError::into_inner);
             if self.key.is_some_and(|key| !events.keys.counts(now, key)) {
@@ -355,7 +363,7 @@ mod tests {
         (OnTrial::follow(None, &route(1, 1), &model(), &alarm), alarm, rung)
     }
 
-    fn keyed(on: &OnTrial, key: u64) -> Part {
+    fn keyed(on: &OnTrial, key: u64) -> Part<'_> {
         on.part(Variant::Canary, 1_000, Some(StickyHash(key))).unwrap()
     }
 
