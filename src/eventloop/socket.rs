@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Waker};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType};
 
 use super::{Local, expect_current};
 
@@ -155,8 +155,9 @@ impl Stream {
     /// Reads what is there; 0 is the end.
     pub fn poll_read(&self, cx: &Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         while self.source.is(READABLE) {
-            match rustix::io::read(&self.fd, &mut *into) {
-                Ok(read) => {
+            // Not `read`, which takes a detour through what files need.
+            match rustix::net::recv(&self.fd, &mut *into, RecvFlags::empty()) {
+                Ok((read, _)) => {
                     // There was no more, and what comes next is an event: but not the end if that came before this read.
                     if read < into.len() && !self.source.is(HUNG_UP) {
                         self.source.clear(READABLE);
@@ -174,13 +175,13 @@ impl Stream {
 
     /// Writes as much as is taken.
     pub fn poll_write(&self, cx: &Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_writing(cx, bytes.len(), |fd| rustix::io::write(fd, bytes))
+        self.poll_writing(cx, bytes.len(), |fd| rustix::net::send(fd, bytes, SendFlags::NOSIGNAL))
     }
 
     /// The same, of several pieces.
     pub fn poll_write_vectored(&self, cx: &Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let length = pieces.iter().map(|piece| piece.len()).sum();
-        self.poll_writing(cx, length, |fd| rustix::io::writev(fd, pieces))
+        self.poll_writing(cx, length, |fd| rustix::net::sendmsg(fd, pieces, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL))
     }
 
     fn poll_writing(&self, cx: &Context<'_>, length: usize, write: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Poll<io::Result<usize>> {

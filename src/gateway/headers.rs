@@ -33,7 +33,14 @@ const HOP_BY_HOP: [HeaderName; 10] = [
 /// Whether a name is one of the well-known ones, in any case of letters.
 pub(crate) fn is_hop_by_hop(name: &str) -> bool {
     // Most names are told from all of these by their length.
-    matches!(name.len(), 2 | 6 | 7 | 10 | 16 | 17 | 18 | 19) && HOP_BY_HOP.iter().any(|hop| name.eq_ignore_ascii_case(hop.as_str()))
+    let is = |other: &HeaderName| name.eq_ignore_ascii_case(other.as_str());
+    match name.len() {
+        2 => is(&TE),
+        6 => is(&EXPECT),
+        7 => is(&TRAILER) || is(&UPGRADE),
+        10 | 16..=19 => HOP_BY_HOP.iter().any(is),
+        _ => false,
+    }
 }
 
 /// Removes them: the well-known ones, and those that `Connection` names.
@@ -48,6 +55,12 @@ pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_well_known_name_is_known_in_any_case_of_letters() {
+        assert!(HOP_BY_HOP.iter().all(|name| is_hop_by_hop(&name.as_str().to_uppercase())));
+        assert!(!["content-type", "te2", "upgrades", "x-canary-key", "accept-encoding"].into_iter().any(is_hop_by_hop));
+    }
 
     #[test]
     fn what_belongs_to_the_connection_stays_there() {

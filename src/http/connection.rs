@@ -108,7 +108,8 @@ pub(super) struct Connection {
     /// The head that is being written, and short bodies.
     pub(super) out: Vec<u8>,
     pub(super) deadline: Deadline,
-    pub(super) peer: Option<IpAddr>,
+    /// Its address, as `x-forwarded-for` names it.
+    pub(super) peer: Option<String>,
     hears_of_stop: Option<usize>,
 }
 
@@ -142,7 +143,15 @@ pub(super) struct Asked {
 
 impl Connection {
     pub(super) fn new(lane: Rc<Lane>, stream: Stream, peer: Option<IpAddr>) -> Connection {
-        Connection { lane, stream, input: Input::default(), out: Vec::new(), deadline: Deadline::new(), peer, hears_of_stop: None }
+        Connection {
+            lane,
+            stream,
+            input: Input::default(),
+            out: Vec::new(),
+            deadline: Deadline::new(),
+            peer: peer.map(|peer| peer.to_canonical().to_string()),
+            hears_of_stop: None,
+        }
     }
 
     pub(super) fn limits(&self) -> &Limits {

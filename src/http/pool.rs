@@ -1,7 +1,6 @@
 //! Connections to model servers: one thread's own, kept while they are idle.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -28,14 +27,15 @@ pub(super) type Key = (u64, usize);
 /// The idle connections of one thread.
 #[derive(Default)]
 pub(super) struct Pool {
-    idle: RefCell<HashMap<Key, Vec<(Instant, Connected)>>>,
+    /// A list, as a node has few model servers and each request looks its own up.
+    idle: RefCell<Vec<(Key, Vec<(Instant, Connected)>)>>,
 }
 
 impl Pool {
     /// The connection that was used last, so that the others grow old and go.
     pub(super) fn take(&self, key: Key) -> Option<Connected> {
         let mut idle = self.idle.borrow_mut();
-        let kept = idle.get_mut(&key)?;
+        let (_, kept) = idle.iter_mut().find(|(other, _)| *other == key)?;
         let now = eventloop::now();
         while let Some((since, connected)) = kept.pop() {
             if now.duration_since(since) < Duration::from_millis(UPSTREAM_IDLE_MS_MAX) && !connected.stream.is_readable() {
@@ -53,8 +53,16 @@ impl Pool {
         }
         connected.input.give_back();
         let mut idle = self.idle.borrow_mut();
-        let kept = idle.entry(key).or_default();
-        if kept.len() < UPSTREAM_IDLE_MAX {
+        let kept = match idle.iter().position(|(other, _)| *other == key) {
+            Some(at) => at,
+            None => {
+                idle.push((key, Vec::new()));
+                idle.len() - 1
+            }
+        };
+        if let Some((_, kept)) = idle.get_mut(kept)
+            && kept.len() < UPSTREAM_IDLE_MAX
+        {
             kept.push((eventloop::now(), connected));
         }
     }
@@ -62,7 +70,7 @@ impl Pool {
     /// Lets go of those that are too old or have ended.
     pub(super) fn sweep(&self) {
         let now = eventloop::now();
-        self.idle.borrow_mut().retain(|_, kept| {
+        self.idle.borrow_mut().retain_mut(|(_, kept)| {
             kept.retain(|(since, connected)| {
                 now.duration_since(*since) < Duration::from_millis(UPSTREAM_IDLE_MS_MAX) && !connected.stream.is_readable()
             });

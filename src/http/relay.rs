@@ -33,6 +33,9 @@ use crate::gateway::headers::{Fields, is_hop_by_hop};
 /// Longest head of an answer, in bytes.
 pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// Longest body that is copied behind its head, in bytes.
+const JOINED_BYTES_MAX: usize = 4 * 1024;
+
 /// What becomes of a request.
 pub(super) enum Planned<'s> {
     Forward(Forward<'s>),
@@ -174,15 +177,14 @@ impl Connection {
             }
             is_hop_by_hop(name) || named.has(name)
         });
-        if let Some(peer) = self.peer {
+        if let Some(peer) = &self.peer {
             out.extend_from_slice(b"x-forwarded-for: ");
             for earlier in forwarded_for.iter().flatten() {
                 out.extend_from_slice(earlier);
                 out.extend_from_slice(b", ");
             }
-            use std::io::Write as _;
-            // Writing to a vector does not fail.
-            let _ = write!(out, "{peer}\r\n");
+            out.extend_from_slice(peer.as_bytes());
+            out.extend_from_slice(b"\r\n");
         }
         if !forwarded_proto {
             out.extend_from_slice(b"x-forwarded-proto: http\r\n");
@@ -411,11 +413,12 @@ impl Connection {
         job: &Job<'_>,
     ) -> Result<(), Failed> {
         let first = upload.first(&mut self.input).map_err(|broken| of_caller(&broken))?;
+        let body = match first {
+            First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
+            First::Pending => upload.pending(),
+        };
+        let body = joined(&mut self.out, body);
         loop {
-            let body = match first {
-                First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
-                First::Pending => upload.pending(),
-            };
             // A server that has closed a connection that was idle takes nothing: once more, on a new one.
             let once = poll_fn(|cx| Poll::Ready(write_once(&server.stream, cx, &self.out, body))).await;
             let went = match once {
@@ -566,6 +569,7 @@ impl Connection {
             First::Held(count) => server.input.held().get(..count).unwrap_or_default(),
             First::Pending => download.pending(),
         };
+        let body = joined(&mut self.out, body);
         let stall_ms_max = self.limits().stall_ms_max;
         send(&self.stream, &mut self.deadline, &self.out, body, stall_ms_max).await.map_err(|_| Ended::ByCaller)?;
         download.went(first, &mut server.input);
@@ -688,6 +692,15 @@ fn of_caller(broken: &Broken) -> Failed {
         Broken::Malformed(why) => Failed::Limit(super::BodyError::Malformed((*why).to_owned()).refusal()),
         Broken::Source | Broken::Sink => Failed::Gone,
     }
+}
+
+/// Appends a short body to its head, which costs less than to have the system take two pieces. Gives what is still to be sent behind it.
+fn joined<'b>(head: &mut Vec<u8>, body: &'b [u8]) -> &'b [u8] {
+    if body.len() > JOINED_BYTES_MAX {
+        return body;
+    }
+    head.extend_from_slice(body);
+    &[]
 }
 
 /// Writes what is taken at once of both pieces.
