@@ -12,7 +12,7 @@ use crate::gateway::BODY_BYTES_MAX;
 use crate::gateway::elements::{Datatype, Elements};
 use crate::gateway::onnx_file;
 use crate::gateway::v2::{Dim, InferRequest, Tensor, TensorSpec};
-use crate::gateway::workers::{WorkError, Workers};
+use crate::gateway::workers::{Work, WorkError, Workers};
 
 /// Elements of one input that a warm-up inference sends at most. No request holds more: each takes two bytes of JSON.
 const WARM_UP_ELEMENTS_MAX: usize = BODY_BYTES_MAX / 2;
@@ -35,18 +35,15 @@ pub(crate) enum InferError {
 #[derive(Debug)]
 pub(crate) struct Onnx {
     graph: Arc<Graph>,
-    workers: Workers<Result<Vec<u8>, InferError>>,
+    workers: Workers<Graph>,
 }
 
 impl Onnx {
     /// Loads a model from its file's bytes. The error is for an operator.
     pub(crate) fn load(id: &ModelId, digest: Digest, bytes: Vec<u8>) -> Result<Onnx, String> {
         let graph = Arc::new(Graph::load(id, digest, bytes)?);
-        let work = {
-            let graph = Arc::clone(&graph);
-            move |body: &[u8], options: &RunOptions| graph.infer(body, options)
-        };
-        let workers = Workers::start(&format!("model-{id}"), work).map_err(|error| format!("cannot start threads for it: {error}"))?;
+        let workers = Workers::start(&format!("model-{id}"), Arc::clone(&graph));
+        let workers = workers.map_err(|error| format!("cannot start threads for it: {error}"))?;
         Ok(Onnx { graph, workers })
     }
 
@@ -91,14 +88,6 @@ impl Graph {
         Ok(Graph { id: id.clone(), version: digest.short(), inputs, outputs, input_ids, output_ids, model })
     }
 
-    /// From a request's JSON to its answer's.
-    fn infer(&self, body: &[u8], options: &RunOptions) -> Result<Vec<u8>, InferError> {
-        let mut request = InferRequest::read(body, &self.inputs, &self.outputs).map_err(InferError::Malformed)?;
-        let results = self.run(std::mem::take(&mut request.tensors), options).map_err(InferError::Failed)?;
-        let answer = request.answer(self.id.as_str(), &self.version, &self.outputs, &results);
-        answer.map_err(|error| InferError::Failed(error.to_string()))
-    }
-
     /// All outputs, always in the same order: rten remembers its plan for one selection only.
     fn run(&self, inputs: Vec<Tensor>, options: &RunOptions) -> Result<Vec<Tensor>, String> {
         let values: Vec<Value> = inputs.into_iter().map(value).collect::<Result<_, _>>()?;
@@ -122,6 +111,22 @@ impl Graph {
         };
         let inputs = self.inputs.iter().map(input).collect::<Result<Vec<_>, String>>()?;
         Ok(serde_json::json!({ "inputs": inputs }).to_string())
+    }
+}
+
+impl Work for Graph {
+    type Call = Bytes;
+    type Read = InferRequest;
+    type Answer = Result<Vec<u8>, InferError>;
+
+    fn read(&self, body: Bytes) -> Result<InferRequest, Result<Vec<u8>, InferError>> {
+        InferRequest::read(&body, &self.inputs, &self.outputs).map_err(|why| Err(InferError::Malformed(why)))
+    }
+
+    fn compute(&self, mut request: InferRequest, options: &RunOptions) -> Result<Vec<u8>, InferError> {
+        let results = self.run(std::mem::take(&mut request.tensors), options).map_err(InferError::Failed)?;
+        let answer = request.answer(self.id.as_str(), &self.version, &self.outputs, &results);
+        answer.map_err(|error| InferError::Failed(error.to_string()))
     }
 }
 
