@@ -296,6 +296,13 @@ mod tests {
             r#"{"inputs":[{"name":"x","shape":[3],"datatype":"UINT8","data":[0,255,1]}]}"#,
             r#"{"inputs":[{"name":"x","shape":[2],"datatype":"INT8","data":[-128,127]}]}"#,
             r#"{"inputs":[{"name":"x","shape":[],"datatype":"FP64","data":[0.1]}],"outputs":[]}"#,
+            r#"{"instances":[[1,2.5],[3e2,-4]]}"#,
+            r#"{"signature_name":"serving_default","instances":[{"a":[1,2],"b":5},{"b":6,"a":[3,4]}]}"#,
+            r#"{"inputs":{"a":[[1,2],[3,4]],"b":[5,6]}}"#,
+            r#"{"outputs":{"a":[[0.1,0.9]],"b":[6]}}"#,
+            r#"{"predictions":[[0.1,0.9],[1,0]]}"#,
+            r#"{"parameters":{"binary_data_output":true},"inputs":[{"name":"x","shape":[4],"datatype":"UINT8","parameters":{"binary_data_size":4}}]}abcd"#,
+            r#"{"inputs":[{"name":"x","shape":[2],"datatype":"FP16","parameters":{"binary_data_size":4}}],"outputs":[{"name":"x","parameters":{"binary_data":true}}]}abcd"#,
         ]
         .into_iter()
         .enumerate()

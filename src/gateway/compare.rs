@@ -1,7 +1,7 @@
 //! Whether two answers to the same request say the same. Pure.
 //!
-//! Understood are answers of the Open Inference Protocol V2 (`{"outputs": [{name, shape, datatype, data}]}`, by name) and of V1
-//! (`{"predictions": […]}`). Whole numbers and truth values must be equal. Of floating point with more than one number in the last
+//! Understood are answers of the Open Inference Protocol V2 (`{"outputs": [{name, shape, datatype, data}]}`, by name, also with binary data) and
+//! of V1 (`{"predictions": […]}`, and `{"outputs": …}` as arrays or as an object of arrays). Whole numbers and truth values must be equal. Of floating point with more than one number in the last
 //! dimension the largest of each row must be in the same place, as a classifier's are; other floating point may differ by a share of the
 //! larger one. Everything else (text, objects, other shapes, what is not JSON) cannot be compared, and then nothing is said.
 
@@ -13,8 +13,9 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::core::state::WEIGHT_WHOLE_BP;
-use crate::gateway::elements::Datatype;
-use crate::gateway::v2::{DIMENSIONS_MAX, TensorJson};
+use crate::gateway::elements::{self, Datatype};
+use crate::gateway::tensor::DIMENSIONS_MAX;
+use crate::gateway::v2::{Binary, Data, TensorJson};
 
 /// Numbers of one answer at most that are compared.
 pub const COMPARED_ELEMENTS_MAX: usize = 65_536;
@@ -55,29 +56,41 @@ impl Number {
     }
 }
 
+impl From<elements::Number> for Number {
+    fn from(number: elements::Number) -> Number {
+        match number {
+            elements::Number::Bool(truth) => Number::Whole(truth.into()),
+            elements::Number::Whole(number) => Number::Whole(number),
+            // What is beyond 63 bits is compared by its bits.
+            elements::Number::Large(number) => Number::Whole(number as i64),
+            elements::Number::Real(number) => Number::Real(number),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct AnswerJson<'a> {
     #[serde(borrow)]
-    outputs: Option<Vec<TensorJson<'a>>>,
+    outputs: Option<&'a RawValue>,
     #[serde(borrow)]
     predictions: Option<&'a RawValue>,
 }
 
 impl Answer {
-    /// Reads an answer; `None` if it is not of a kind that can be compared.
-    pub(crate) fn read(body: &[u8]) -> Option<Answer> {
-        let json: AnswerJson<'_> = serde_json::from_slice(body).ok()?;
+    /// Reads an answer; `None` if it is not of a kind that can be compared. With binary data: `json_bytes` of it are JSON.
+    pub(crate) fn read(body: &[u8], json_bytes: Option<usize>) -> Option<Answer> {
+        let (text, binary) = Binary::split(body, json_bytes).ok()?;
+        let json: AnswerJson<'_> = serde_json::from_slice(text).ok()?;
         match (json.outputs, json.predictions) {
-            (Some(outputs), None) if !outputs.is_empty() => {
-                let mut read = BTreeMap::new();
-                for output in outputs {
-                    let name = output.name.clone().into_owned();
-                    if read.insert(name, output.read()?).is_some() {
-                        return None;
-                    }
+            (Some(outputs), None) => match serde_json::from_str::<Vec<TensorJson<'_>>>(outputs.get()) {
+                Ok(outputs) => v2(&outputs, binary),
+                Err(_) if outputs.get().starts_with('{') => {
+                    let outputs: BTreeMap<String, &RawValue> = serde_json::from_str(outputs.get()).ok()?;
+                    let read = outputs.into_iter().map(|(name, output)| Some((name, v1(output)?))).collect::<Option<BTreeMap<_, _>>>()?;
+                    Some(Answer(read)).filter(|read| !read.0.is_empty())
                 }
-                Some(Answer(read))
-            }
+                Err(_) => Some(Answer([("outputs".to_owned(), v1(outputs)?)].into())),
+            },
             (None, Some(predictions)) => Some(Answer([("predictions".to_owned(), v1(predictions)?)].into())),
             _ => None,
         }
@@ -94,14 +107,33 @@ impl Answer {
     }
 }
 
+fn v2<'a>(outputs: &[TensorJson<'a>], mut binary: Binary<'a>) -> Option<Answer> {
+    let mut read = BTreeMap::new();
+    for output in outputs {
+        let data = binary.data(output).ok()?;
+        if read.insert(output.name.clone().into_owned(), output.read(data)?).is_some() {
+            return None;
+        }
+    }
+    binary.end().ok()?;
+    Some(Answer(read)).filter(|read| !read.0.is_empty())
+}
+
 impl TensorJson<'_> {
-    fn read(&self) -> Option<Output> {
+    fn read(&self, data: Data<'_>) -> Option<Output> {
         let kind = match (Datatype::parse(&self.datatype), self.datatype.as_ref()) {
             (Some(Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64), _) | (None, "BF16") => Kind::Real,
             (Some(_), _) => Kind::Whole,
             (None, _) => return None,
         };
-        let Numbers { numbers, .. } = Numbers::read(self.data)?;
+        let numbers = match data {
+            Data::Json(data) => Numbers::read(data)?.numbers,
+            Data::Binary(bytes) => {
+                let datatype = Datatype::parse(&self.datatype)?;
+                let few = bytes.len() % datatype.bytes() == 0 && bytes.len() / datatype.bytes() <= COMPARED_ELEMENTS_MAX;
+                few.then(|| elements::numbers(bytes, datatype).map(|number| number.ok().map(Number::from)).collect::<Option<_>>())??
+            }
+        };
         let size = self.shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size))?;
         let output = Output { kind, shape: self.shape.clone(), numbers };
         let fits = size == output.numbers.len() && output.shape.len() <= DIMENSIONS_MAX && (kind == Kind::Real || output.is_whole());
@@ -248,8 +280,9 @@ mod tests {
 
     /// At a distance of 5 %.
     fn like(one: &str, two: &str) -> Option<bool> {
-        let alike = Answer::read(one.as_bytes())?.is_like(&Answer::read(two.as_bytes())?, 500);
-        let back = Answer::read(two.as_bytes())?.is_like(&Answer::read(one.as_bytes())?, 500);
+        let read = |text: &str| Answer::read(text.as_bytes(), None);
+        let alike = read(one)?.is_like(&read(two)?, 500);
+        let back = read(two)?.is_like(&read(one)?, 500);
         assert_eq!(alike, back, "{one} and {two}");
         alike
     }
@@ -315,6 +348,36 @@ mod tests {
     }
 
     #[test]
+    fn v1_outputs_are_arrays_or_an_object_of_arrays() {
+        let outputs = |outputs: serde_json::Value| json!({ "outputs": outputs }).to_string();
+        assert_eq!(like(&outputs(json!([[0.1, 0.9]])), &outputs(json!([[0.4, 0.6]]))), Some(true));
+        assert_eq!(like(&outputs(json!([[0.1, 0.9]])), &outputs(json!([[0.9, 0.1]]))), Some(false));
+        let both = |y: u8| outputs(json!({ "p": [[0.1, 0.9]], "y": [y] }));
+        assert_eq!((like(&both(1), &both(1)), like(&both(1), &both(2))), (Some(true), Some(false)));
+        assert_eq!(like(&both(1), &outputs(json!({ "p": [[0.1, 0.9]] }))), None);
+        assert_eq!(like(&outputs(json!({})), &outputs(json!({}))), None);
+    }
+
+    #[test]
+    fn binary_data_is_compared_like_the_same_numbers_as_json() {
+        let read = |datatype: &str, bytes: &[u8], shape: &[usize]| {
+            let output = json!({ "name": "y", "shape": shape, "datatype": datatype, "parameters": { "binary_data_size": bytes.len() } });
+            let json = json!({ "outputs": [output] }).to_string();
+            Answer::read(&[json.as_bytes(), bytes].concat(), Some(json.len()))
+        };
+        let bytes: Vec<u8> = [0.1f32, 0.9].iter().flat_map(|real| real.to_le_bytes()).collect();
+        let binary = read("FP32", &bytes, &[1, 2]).unwrap();
+        let json = |data| Answer::read(v2(&[1, 2], "FP32", data).as_bytes(), None).unwrap();
+        assert_eq!(binary.is_like(&json(json!([0.4, 0.6])), 0), Some(true));
+        assert_eq!(binary.is_like(&json(json!([0.6, 0.4])), 0), Some(false));
+        let labels = read("INT64", &7i64.to_le_bytes(), &[1]).unwrap();
+        assert_eq!(labels.is_like(&Answer::read(v2(&[1], "INT64", json!([7])).as_bytes(), None).unwrap(), 0), Some(true));
+        assert_eq!(read("FP32", &bytes[..7], &[1, 2]), None);
+        assert_eq!(read("FP32", &bytes, &[1, 1]), None);
+        assert_eq!(read("BOOL", &[2], &[1]), None);
+    }
+
+    #[test]
     fn what_is_not_understood_is_not_compared() {
         let good = v2(&[1, 2], "FP32", json!([1.0, 2.0]));
         for other in [
@@ -338,7 +401,7 @@ mod tests {
             format!(r#"{{"predictions":{}1{}}}"#, "[".repeat(100), "]".repeat(100)),
         ] {
             assert_eq!(like(&good, &other), None, "{other}");
-            if Answer::read(other.as_bytes()).is_none() {
+            if Answer::read(other.as_bytes(), None).is_none() {
                 assert_eq!(like(&other, &other), None);
             }
         }

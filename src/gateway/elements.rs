@@ -7,6 +7,9 @@ use std::fmt;
 
 use serde_json::value::RawValue;
 
+use crate::gateway::request::json;
+use crate::gateway::tensor::{DIMENSIONS_MAX, Tensor};
+
 /// An element type of the Open Inference Protocol V2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Datatype {
@@ -69,6 +72,16 @@ impl Datatype {
         Datatype::ALL.into_iter().find(|datatype| datatype.as_str() == word)
     }
 
+    /// Bytes of one element as binary data.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Datatype::Bool | Datatype::Uint8 | Datatype::Int8 => 1,
+            Datatype::Uint16 | Datatype::Int16 | Datatype::Fp16 => 2,
+            Datatype::Uint32 | Datatype::Int32 | Datatype::Fp32 => 4,
+            Datatype::Uint64 | Datatype::Int64 | Datatype::Fp64 => 8,
+        }
+    }
+
     /// The smallest and the largest whole number of the type; `None` for floating point.
     fn range(self) -> Option<(i64, u64)> {
         let range = match self {
@@ -102,21 +115,234 @@ pub(crate) enum Elements {
     U8(Vec<u8>),
 }
 
+impl Elements {
+    /// No elements, of the kind that a model computes this declared type with. `None` of the models that load here declares another type than
+    /// those with an arm of their own.
+    fn none(declared: Datatype) -> Elements {
+        match declared {
+            Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 => Elements::F32(Vec::new()),
+            Datatype::Int8 => Elements::I8(Vec::new()),
+            Datatype::Uint8 => Elements::U8(Vec::new()),
+            _ => Elements::I32(Vec::new()),
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn slice(&self) -> Slice<'_> {
+        match self {
+            Elements::F32(data) => Slice::F32(data),
+            Elements::I32(data) => Slice::I32(data),
+            Elements::I8(data) => Slice::I8(data),
+            Elements::U8(data) => Slice::U8(data),
+        }
+    }
+}
+
+/// Some of a tensor's elements, as they are written into an answer.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Slice<'a> {
+    F32(&'a [f32]),
+    I32(&'a [i32]),
+    I8(&'a [i8]),
+    U8(&'a [u8]),
+}
+
+impl<'a> Slice<'a> {
+    /// How many they are.
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Slice::F32(data) => data.len(),
+            Slice::I32(data) => data.len(),
+            Slice::I8(data) => data.len(),
+            Slice::U8(data) => data.len(),
+        }
+    }
+
+    /// So many of them, from this one on; fewer where there are fewer.
+    pub(crate) fn part(self, from: usize, length: usize) -> Slice<'a> {
+        fn part<T>(data: &[T], from: usize, length: usize) -> &[T] {
+            let rest = data.get(from..).unwrap_or_default();
+            rest.get(..length).unwrap_or(rest)
+        }
+        match self {
+            Slice::F32(data) => Slice::F32(part(data, from, length)),
+            Slice::I32(data) => Slice::I32(part(data, from, length)),
+            Slice::I8(data) => Slice::I8(part(data, from, length)),
+            Slice::U8(data) => Slice::U8(part(data, from, length)),
+        }
+    }
+
+    /// Writes them as a JSON array.
+    pub(crate) fn write(self, datatype: Datatype, into: &mut Vec<u8>) {
+        match self {
+            Slice::F32(data) => json(into, data),
+            Slice::I32(data) if datatype == Datatype::Bool => {
+                into.push(b'[');
+                for (number, element) in data.iter().enumerate() {
+                    if number > 0 {
+                        into.push(b',');
+                    }
+                    into.extend_from_slice(if *element == 0 { b"false" } else { b"true" });
+                }
+                into.push(b']');
+            }
+            Slice::I32(data) => json(into, data),
+            Slice::I8(data) => json(into, data),
+            Slice::U8(data) => json(into, data),
+        }
+    }
+
+    /// Writes them as JSON arrays nested as `shape` says; without a dimension, the one element by itself.
+    pub(crate) fn write_nested(self, shape: &[usize], datatype: Datatype, into: &mut Vec<u8>) {
+        match shape {
+            [] => {
+                let begin = into.len();
+                self.part(0, 1).write(datatype, into);
+                // Without the brackets of its array.
+                into.pop();
+                into.drain(begin..=begin);
+            }
+            [_] => self.write(datatype, into),
+            [count, inner @ ..] => {
+                let size: usize = inner.iter().product();
+                into.push(b'[');
+                for number in 0..*count {
+                    if number > 0 {
+                        into.push(b',');
+                    }
+                    self.part(number * size, size).write_nested(inner, datatype, into);
+                }
+                into.push(b']');
+            }
+        }
+    }
+
+    /// Writes them as binary data: little-endian, each in the size of its type.
+    pub(crate) fn write_bytes(self, datatype: Datatype, into: &mut Vec<u8>) {
+        into.reserve(self.len() * datatype.bytes());
+        match (self, datatype) {
+            (Slice::F32(data), Datatype::Fp16) => data.iter().for_each(|real| into.extend_from_slice(&half::from_f32(*real).to_le_bytes())),
+            (Slice::F32(data), Datatype::Fp64) => data.iter().for_each(|real| into.extend_from_slice(&f64::from(*real).to_le_bytes())),
+            (Slice::F32(data), _) => data.iter().for_each(|real| into.extend_from_slice(&real.to_le_bytes())),
+            (Slice::I32(data), Datatype::Bool) => into.extend(data.iter().map(|number| u8::from(*number != 0))),
+            (Slice::I32(data), Datatype::Int64) => data.iter().for_each(|number| into.extend_from_slice(&i64::from(*number).to_le_bytes())),
+            (Slice::I32(data), _) => data.iter().for_each(|number| into.extend_from_slice(&number.to_le_bytes())),
+            (Slice::I8(data), _) => into.extend(data.iter().map(|number| *number as u8)),
+            (Slice::U8(data), _) => into.extend_from_slice(data),
+        }
+    }
+}
+
+/// Floating point of 16 bits, which Rust has no type for.
+mod half {
+    /// The number that is nearest; of two that are as near, the even one.
+    pub(super) fn from_f32(real: f32) -> u16 {
+        let bits = real.to_bits();
+        let (sign, exponent, fraction) = ((bits >> 16) as u16 & 0x8000, (bits >> 23) as i32 & 0xff, bits & 0x7f_ffff);
+        if exponent == 0xff {
+            // Infinite, or not a number.
+            return sign | 0x7c00 | if fraction == 0 { 0 } else { 0x200 };
+        }
+        let (whole, shift) = match exponent - 127 + 15 {
+            ..=-11 => return sign,
+            // Below the normal numbers: the leading digit is written out.
+            low @ ..=0 => (fraction | 0x80_0000, (14 - low) as u32),
+            31.. => return sign | 0x7c00,
+            normal => ((normal as u32) << 23 | fraction, 13),
+        };
+        let (kept, cut, middle) = (whole >> shift, whole & ((1 << shift) - 1), 1 << (shift - 1));
+        // A carry out of the fraction is the next exponent, and out of that, infinity.
+        sign | (kept + u32::from(cut > middle || (cut == middle && kept & 1 == 1))) as u16
+    }
+
+    pub(super) fn to_f64(half: u16) -> f64 {
+        let (exponent, fraction) = (i32::from(half >> 10 & 0x1f), f64::from(half & 0x3ff));
+        let size = match exponent {
+            0 => fraction * 2f64.powi(-24),
+            31 if fraction == 0.0 => f64::INFINITY,
+            31 => f64::NAN,
+            _ => (1024.0 + fraction) * 2f64.powi(exponent - 25),
+        };
+        if half & 0x8000 == 0 { size } else { -size }
+    }
+}
+
+/// How many elements a shape has. The error is for the caller.
+fn total(shape: &[usize]) -> Result<usize, String> {
+    let total = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
+    total.ok_or_else(|| format!("shape {shape:?} has more elements than a request can hold"))
+}
+
+/// Reads a tensor's binary data: little-endian, as many elements as `shape` says.
+pub(crate) fn read_bytes(bytes: &[u8], shape: &[usize], claimed: Datatype, declared: Datatype) -> Result<Elements, String> {
+    let wanted = total(shape)?.checked_mul(claimed.bytes());
+    if wanted != Some(bytes.len()) {
+        let wanted = wanted.map_or_else(|| "more than a request can hold".to_owned(), |wanted| wanted.to_string());
+        return Err(format!("binary_data_size is {}, and shape {shape:?} of {claimed} takes {wanted}", bytes.len()));
+    }
+    let rule = Rule::new(claimed, declared);
+    Ok(match Elements::none(declared) {
+        // What is taken as it is.
+        Elements::F32(_) if (claimed, declared) == (Datatype::Fp32, Datatype::Fp32) => Elements::F32(little(bytes, f32::from_le_bytes)),
+        Elements::I32(_) if (claimed, declared) == (Datatype::Int32, Datatype::Int32) => Elements::I32(little(bytes, i32::from_le_bytes)),
+        Elements::I8(_) if claimed == Datatype::Int8 => Elements::I8(little(bytes, i8::from_le_bytes)),
+        Elements::U8(_) if claimed == Datatype::Uint8 => Elements::U8(bytes.to_vec()),
+        Elements::F32(_) => Elements::F32(converted(bytes, rule)?),
+        Elements::I32(_) => Elements::I32(converted(bytes, rule)?),
+        Elements::I8(_) => Elements::I8(converted(bytes, rule)?),
+        Elements::U8(_) => Elements::U8(converted(bytes, rule)?),
+    })
+}
+
+fn little<T, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> T) -> Vec<T> {
+    bytes.as_chunks::<N>().0.iter().map(|bytes| number(*bytes)).collect()
+}
+
+fn converted<E: Element>(bytes: &[u8], rule: Rule) -> Result<Vec<E>, String> {
+    let element = |(at, number): (usize, Result<Number, String>)| {
+        let converted = number.and_then(|number| rule.convert(number));
+        converted.map_err(|why| format!("element {at} of its binary data: {why}"))
+    };
+    numbers(bytes, rule.claimed).enumerate().map(element).collect()
+}
+
+/// The numbers that binary data of this type is.
+pub(crate) fn numbers(bytes: &[u8], datatype: Datatype) -> impl Iterator<Item = Result<Number, String>> {
+    bytes.chunks_exact(datatype.bytes()).map(move |bytes| {
+        let mut long = [0; 8];
+        long.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+        let bits = u64::from_le_bytes(long);
+        Ok(match datatype {
+            Datatype::Bool if bits > 1 => return Err(format!("byte {bits} is neither 0 nor 1, as BOOL is")),
+            Datatype::Bool => Number::Bool(bits == 1),
+            Datatype::Int8 => Number::Whole((bits as i8).into()),
+            Datatype::Int16 => Number::Whole((bits as i16).into()),
+            Datatype::Int32 => Number::Whole((bits as i32).into()),
+            Datatype::Int64 => Number::Whole(bits as i64),
+            Datatype::Uint8 | Datatype::Uint16 | Datatype::Uint32 | Datatype::Uint64 => {
+                i64::try_from(bits).map_or(Number::Large(bits), Number::Whole)
+            }
+            Datatype::Fp16 => Number::Real(half::to_f64(bits as u16)),
+            Datatype::Fp32 => Number::Real(f32::from_bits(bits as u32).into()),
+            Datatype::Fp64 => Number::Real(f64::from_bits(bits)),
+        })
+    })
+}
+
 /// Reads a tensor's data: a flat array, or arrays nested as `shape` says. `claimed` is the request's datatype, `declared` the
-/// model's. `None` of the models that load here declares another type than those with an arm of their own.
+/// model's.
 pub(crate) fn read(data: &RawValue, shape: &[usize], claimed: Datatype, declared: Datatype) -> Result<Elements, String> {
     let rule = Rule::new(claimed, declared);
-    match declared {
-        Datatype::Fp16 | Datatype::Fp32 | Datatype::Fp64 => read_as(data, shape, rule).map(Elements::F32),
-        Datatype::Int8 => read_as(data, shape, rule).map(Elements::I8),
-        Datatype::Uint8 => read_as(data, shape, rule).map(Elements::U8),
-        _ => read_as(data, shape, rule).map(Elements::I32),
+    match Elements::none(declared) {
+        Elements::F32(_) => read_as(data, shape, rule).map(Elements::F32),
+        Elements::I32(_) => read_as(data, shape, rule).map(Elements::I32),
+        Elements::I8(_) => read_as(data, shape, rule).map(Elements::I8),
+        Elements::U8(_) => read_as(data, shape, rule).map(Elements::U8),
     }
 }
 
 fn read_as<E: Element>(data: &RawValue, shape: &[usize], rule: Rule) -> Result<Vec<E>, String> {
-    let total = shape.iter().try_fold(1usize, |product, size| product.checked_mul(*size));
-    let total = total.ok_or_else(|| format!("shape {shape:?} has more elements than a request can hold"))?;
+    let total = total(shape)?;
     let text = data.get();
     // Each element takes two bytes of text at least, whatever the shape promises.
     let capacity = total.min(text.len() / 2 + 1);
@@ -154,7 +380,7 @@ impl Element for f32 {
 
     fn from_real(number: f64, exact: bool) -> Option<f32> {
         let real = number as f32;
-        (!exact || f64::from(real) == number).then_some(real)
+        (!exact || f64::from(real) == number || number.is_nan()).then_some(real)
     }
 }
 
@@ -184,9 +410,9 @@ fn whole(number: f64) -> Option<i64> {
     (cut as f64 == number && number.abs() <= WHOLE_MAX).then_some(cut)
 }
 
-/// A JSON number, or a truth value.
+/// A number of a request or an answer, or a truth value.
 #[derive(Clone, Copy)]
-enum Number {
+pub(crate) enum Number {
     Bool(bool),
     Whole(i64),
     /// A whole number above those.
@@ -240,7 +466,8 @@ impl Rule {
                     Number::Large(number) => number as f64,
                     Number::Real(number) => number,
                 };
-                if claimed.abs() > self.most {
+                // JSON has no word for what is infinite; binary data has.
+                if claimed.is_finite() && claimed.abs() > self.most {
                     return Err(format!("{number} is beyond {}", self.claimed));
                 }
                 let truth = self.declared != Datatype::Bool || claimed == 0.0 || claimed == 1.0;
@@ -354,30 +581,125 @@ impl<E: Element> Reader<'_, E> {
     /// One element, which begins here with this byte.
     #[inline]
     fn scalar(&mut self, first: u8) -> Result<(), String> {
-        let before = self.text;
-        match self.text.short().and_then(|number| self.rule.fits(number)) {
-            Some(element) if self.read.len() < self.total => self.read.push(element),
-            _ => {
-                self.text = before;
-                self.long_scalar(first)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The same for what is not short, or not taken.
-    #[cold]
-    fn long_scalar(&mut self, first: u8) -> Result<(), String> {
-        let at = self.read.len();
-        let number = self.text.number(first).map_err(|what| format!("element {at} of data is {what}"))?;
-        if at == self.total {
+        if self.read.len() == self.total {
             return Err(format!("data has more than the {} elements of shape {:?}", self.total, self.shape));
         }
-        let element = self.rule.convert(number).map_err(|why| format!("element {at} of data: {why}"))?;
+        let element = self.text.element(first, self.rule, self.read.len())?;
         self.read.push(element);
         Ok(())
     }
 }
+
+/// Reads values whose shape nobody says: arrays nested evenly, one value or several of the same shape.
+#[derive(Debug)]
+pub(crate) struct Nested {
+    declared: Datatype,
+    elements: Elements,
+    /// The shape of each value, once there is one.
+    shape: Option<Vec<usize>>,
+    values: usize,
+}
+
+impl Nested {
+    /// For an input of this type.
+    pub(crate) fn new(declared: Datatype) -> Nested {
+        Nested { declared, elements: Elements::none(declared), shape: None, values: 0 }
+    }
+
+    /// Reads one value. Its numbers are taken as those of the model's own type.
+    pub(crate) fn add(&mut self, value: &RawValue) -> Result<(), String> {
+        let rule = Rule::new(self.declared, self.declared);
+        let shape = match &mut self.elements {
+            Elements::F32(read) => read_nested(value, rule, read),
+            Elements::I32(read) => read_nested(value, rule, read),
+            Elements::I8(read) => read_nested(value, rule, read),
+            Elements::U8(read) => read_nested(value, rule, read),
+        }?;
+        match &self.shape {
+            Some(first) if *first != shape => return Err(format!("shape {shape:?}, and the ones before have {first:?}")),
+            Some(_) => {}
+            None => self.shape = Some(shape),
+        }
+        self.values += 1;
+        Ok(())
+    }
+
+    /// The only value.
+    pub(crate) fn tensor(self) -> Tensor {
+        Tensor { shape: self.shape.unwrap_or_default(), elements: self.elements }
+    }
+
+    /// All of them, one behind the other.
+    pub(crate) fn stacked(self) -> Tensor {
+        let inner = self.shape.unwrap_or_default();
+        Tensor { shape: [vec![self.values], inner].concat(), elements: self.elements }
+    }
+}
+
+/// Reads arrays nested evenly; their shape.
+fn read_nested<E: Element>(value: &RawValue, rule: Rule, read: &mut Vec<E>) -> Result<Vec<usize>, String> {
+    let mut reader = NestedReader { rule, text: Text(value.get().as_bytes()), read, sizes: Vec::new(), numbers: None };
+    reader.value(0)?;
+    Ok(reader.sizes.into_iter().flatten().collect())
+}
+
+struct NestedReader<'a, 'e, E> {
+    rule: Rule,
+    text: Text<'a>,
+    read: &'e mut Vec<E>,
+    /// How long the arrays at each depth are, once the first of them has ended.
+    sizes: Vec<Option<usize>>,
+    /// The depth at which numbers are.
+    numbers: Option<usize>,
+}
+
+impl<E: Element> NestedReader<'_, '_, E> {
+    fn value(&mut self, depth: usize) -> Result<(), String> {
+        match self.text.peek() {
+            Some(b'[') => self.array(depth),
+            Some(first) => {
+                if *self.numbers.get_or_insert(depth) != depth {
+                    return Err(UNEVEN.to_owned());
+                }
+                let element = self.text.element(first, self.rule, self.read.len())?;
+                self.read.push(element);
+                Ok(())
+            }
+            None => Err("nothing where a value belongs".to_owned()),
+        }
+    }
+
+    fn array(&mut self, depth: usize) -> Result<(), String> {
+        if depth == DIMENSIONS_MAX {
+            return Err(format!("arrays nested deeper than {DIMENSIONS_MAX}, which is as many dimensions as a tensor has at most"));
+        }
+        if self.numbers.is_some_and(|numbers| numbers <= depth) {
+            return Err(UNEVEN.to_owned());
+        }
+        if self.sizes.len() == depth {
+            self.sizes.push(None);
+        }
+        self.text.pass(1);
+        let mut count = 0;
+        loop {
+            match self.text.peek() {
+                Some(b',') => self.text.pass(1),
+                Some(b']') | None => break,
+                Some(_) => {
+                    self.value(depth + 1)?;
+                    count += 1;
+                }
+            }
+        }
+        self.text.pass(1);
+        match self.sizes.get_mut(depth).map(|size| *size.get_or_insert(count)) {
+            Some(first) if first != count => Err(format!("arrays of {first} and of {count} beside each other; a tensor's are all alike")),
+            _ => Ok(()),
+        }
+    }
+}
+
+const UNEVEN: &str = "numbers and arrays beside each other; a tensor's arrays are nested evenly";
 
 /// JSON that serde_json has passed, so that nobody need ask again whether it is.
 #[derive(Clone, Copy)]
@@ -394,6 +716,24 @@ impl Text<'_> {
 
     fn pass(&mut self, bytes: usize) {
         self.0 = self.0.get(bytes..).unwrap_or_default();
+    }
+
+    /// The element that begins here with this byte, as the model takes it; `at` is its number.
+    #[inline]
+    fn element<E: Element>(&mut self, first: u8, rule: Rule, at: usize) -> Result<E, String> {
+        let before = *self;
+        if let Some(element) = self.short().and_then(|number| rule.fits(number)) {
+            return Ok(element);
+        }
+        *self = before;
+        self.long_element(first, rule, at)
+    }
+
+    /// The same for what is not short, or not taken.
+    #[cold]
+    fn long_element<E: Element>(&mut self, first: u8, rule: Rule, at: usize) -> Result<E, String> {
+        let number = self.number(first).map_err(|what| format!("element {at} of data is {what}"))?;
+        rule.convert(number).map_err(|why| format!("element {at} of data: {why}"))
     }
 
     /// The number that begins here, if it is one of few digits and without an exponent, as most are: then its digits and its power of ten are
@@ -636,5 +976,84 @@ mod tests {
     fn a_shape_that_promises_much_reserves_little() {
         let Err(refused) = fp32("[1]", &[1 << 40]) else { panic!() };
         assert!(refused.contains("data has 1 elements"), "{refused}");
+    }
+
+    #[test]
+    fn sixteen_bits_of_floating_point_come_and_go_and_the_nearest_is_taken() {
+        for bits in 0..=u16::MAX {
+            let real = half::to_f64(bits);
+            let back = half::from_f32(real as f32);
+            assert!(back == bits || (real.is_nan() && half::to_f64(back).is_nan()), "{bits:#06x} is {real}, and back {back:#06x}");
+        }
+        for (real, bits) in [
+            (65_504.0, 0x7bff),
+            (65_519.0, 0x7bff),
+            (65_520.0, 0x7c00),
+            (-1e9, 0xfc00),
+            (f32::INFINITY, 0x7c00),
+            (1.0 + 1.0 / 2_048.0, 0x3c00),
+            (1.0 + 3.0 / 2_048.0, 0x3c02),
+            (1.0 + 1.001 / 2_048.0, 0x3c01),
+            (f32::MIN_POSITIVE, 0),
+            (2f32.powi(-25), 0),
+            (2f32.powi(-25) * 1.001, 1),
+            (-(2f32.powi(-24) * 1.5), 0x8002),
+        ] {
+            assert_eq!(half::from_f32(real), bits, "{real}");
+        }
+        assert!(half::to_f64(half::from_f32(f32::NAN)).is_nan());
+    }
+
+    #[test]
+    fn binary_data_of_every_type_is_what_the_same_numbers_are_as_json() {
+        use Datatype::*;
+        let bytes = |claimed: Datatype| -> Vec<u8> {
+            [0i64, 1]
+                .iter()
+                .flat_map(|number| match claimed {
+                    Fp16 => half::from_f32(*number as f32).to_le_bytes().to_vec(),
+                    Fp32 => (*number as f32).to_le_bytes().to_vec(),
+                    Fp64 => (*number as f64).to_le_bytes().to_vec(),
+                    _ => number.to_le_bytes()[..claimed.bytes()].to_vec(),
+                })
+                .collect()
+        };
+        for claimed in Datatype::ALL {
+            for declared in [Fp32, Fp64, Fp16, Int64, Int32, Bool, Int8, Uint8] {
+                let binary = read_bytes(&bytes(claimed), &[2], claimed, declared).unwrap();
+                assert_eq!(binary, read_text("[0,1]", &[2], claimed, declared).unwrap(), "{claimed} for {declared}");
+                let mut back = Vec::new();
+                binary.slice().write_bytes(declared, &mut back);
+                assert_eq!(back, bytes(declared), "{declared} as the model gives it");
+            }
+        }
+        let negative = read_bytes(&(-2i16).to_le_bytes(), &[], Int16, Int64).unwrap();
+        assert_eq!(negative, Elements::I32(vec![-2]));
+        let read = read_bytes(&f32::NEG_INFINITY.to_le_bytes(), &[1], Fp32, Fp64).unwrap();
+        assert_eq!(read, Elements::F32(vec![f32::NEG_INFINITY]), "what JSON has no word for");
+    }
+
+    #[test]
+    fn binary_data_that_would_become_other_numbers_is_refused() {
+        use Datatype::*;
+        for (bytes, claimed, declared, why) in [
+            (
+                &u64::MAX.to_le_bytes()[..],
+                Uint64,
+                Int64,
+                "element 0 of its binary data: 18446744073709551615 as UINT64 cannot become INT64",
+            ),
+            (&i64::MIN.to_le_bytes(), Int64, Int64, "too large"),
+            (&0.1f64.to_le_bytes(), Fp64, Fp32, "0.1 as FP64 cannot become FP32"),
+            (&f32::NAN.to_le_bytes(), Fp32, Int32, "NaN as FP32 cannot become INT32"),
+            (&[2], Bool, Bool, "byte 2 is neither 0 nor 1"),
+            (&[2], Uint8, Bool, "2 as UINT8 cannot become BOOL"),
+            (&[1, 0], Uint8, Uint8, "binary_data_size is 2, and shape [1] of UINT8 takes 1"),
+            (&[1], Int16, Int64, "binary_data_size is 1, and shape [1] of INT16 takes 2"),
+        ] {
+            let refused = read_bytes(bytes, &[1], claimed, declared).unwrap_err();
+            assert!(refused.contains(why), "{bytes:?}: {refused}");
+        }
+        assert!(read_bytes(&[], &[usize::MAX], Fp64, Fp64).unwrap_err().contains("takes more than a request can hold"));
     }
 }

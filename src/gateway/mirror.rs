@@ -25,6 +25,7 @@ use crate::gateway::compare::Answer;
 use crate::gateway::net::Net;
 use crate::gateway::payload::Payload;
 use crate::gateway::refusal::Refusal;
+use crate::gateway::request::{Call, Form, json_bytes};
 use crate::gateway::trial::LiveTrial;
 use crate::gateway::upload::Progress;
 
@@ -128,20 +129,22 @@ impl Duplicate {
         if !answer.status().is_success() {
             return answer;
         }
+        // One that says two things says nothing that could be compared.
+        let json_bytes = json_bytes(answer.headers()).unwrap_or_default();
         answer.map(|body| {
             body.tee(MIRROR_BODY_BYTES_MAX, move |stable| match stable {
-                Some(stable) => self.start(stable),
+                Some(body) => self.start(Said { body, json_bytes }),
                 None => self.place.0.count(Mirrored::Dropped),
             })
         })
     }
 
-    fn start(self, stable: Bytes) {
+    fn start(self, stable: Said) {
         let net = Arc::clone(&self.place.0.net);
         net.spawn(async move { self.run(stable).await }.boxed());
     }
 
-    async fn run(mut self, stable: Bytes) {
+    async fn run(mut self, stable: Said) {
         let outcome = if self.trial.ended() || !self.trial.admits(self.now()) {
             Mirrored::Dropped
         } else {
@@ -166,25 +169,43 @@ impl Duplicate {
         Time(self.started.elapsed().as_micros() as u64)
     }
 
-    async fn ask(&self, request: Request<Bytes>) -> Result<Bytes, NoAnswer> {
+    async fn ask(&self, request: Request<Bytes>) -> Result<Said, NoAnswer> {
         if self.drill {
             return Err(NoAnswer::from(Refusal::drill(&self.who)));
         }
         match &*self.canary {
-            Backend::Onnx(onnx) => onnx.infer(request.into_body()).await.map_err(|error| Refusal::of_inference(error, &self.who).into()),
+            Backend::Onnx(onnx) => {
+                let form = Form::of(request.uri(), request.headers()).map_err(|_| NoAnswer::Error)?;
+                let answer = onnx.infer(Call { form, body: request.into_body() }).await;
+                let answer = answer.map_err(|error| Refusal::of_inference(error, &self.who))?;
+                Ok(Said { body: answer.body.into(), json_bytes: answer.json_bytes })
+            }
             Backend::Http(upstream) => {
                 let forwarded = upstream.forward(request.map(Payload::from), Progress::new(), true).await;
                 let answer = forwarded.map_err(|error| Refusal::of_upstream(&error, &self.who))?;
                 if !answer.status().is_success() {
                     return Err(NoAnswer::Error);
                 }
+                let json_bytes = json_bytes(answer.headers()).unwrap_or_default();
                 match Limited::new(answer.into_body(), MIRROR_BODY_BYTES_MAX).collect().await {
-                    Ok(body) => Ok(body.to_bytes()),
+                    Ok(body) => Ok(Said { body: body.to_bytes(), json_bytes }),
                     Err(error) if error.is::<LengthLimitError>() => Err(NoAnswer::TooLarge),
                     Err(_) => Err(NoAnswer::Failed),
                 }
             }
         }
+    }
+}
+
+/// An answer, all of it, and where the JSON ends if binary data follows it.
+struct Said {
+    body: Bytes,
+    json_bytes: Option<usize>,
+}
+
+impl Said {
+    fn read(&self) -> Option<Answer> {
+        Answer::read(&self.body, self.json_bytes)
     }
 }
 
@@ -211,11 +232,11 @@ impl From<Refusal> for NoAnswer {
     }
 }
 
-fn compare(trial: &LiveTrial, stable: &[u8], canary: Result<Bytes, NoAnswer>, distance_bp_max: u16) -> Mirrored {
+fn compare(trial: &LiveTrial, stable: &Said, canary: Result<Said, NoAnswer>, distance_bp_max: u16) -> Mirrored {
     // A route whose answers can never be compared would show its canary's failures only, and no agreement beside them.
-    let Some(stable) = Answer::read(stable) else { return Mirrored::Incomparable };
+    let Some(stable) = stable.read() else { return Mirrored::Incomparable };
     match canary {
-        Ok(canary) => match Answer::read(&canary).and_then(|canary| stable.is_like(&canary, distance_bp_max)) {
+        Ok(canary) => match canary.read().and_then(|canary| stable.is_like(&canary, distance_bp_max)) {
             Some(alike) => {
                 trial.compared(alike);
                 Mirrored::Compared

@@ -24,14 +24,17 @@ mod payload;
 mod predict;
 mod refusal;
 mod repository;
+mod request;
 mod server_file;
 mod snapshot;
 mod split;
 mod stats;
 mod sticky;
+mod tensor;
 mod trial;
 mod upload;
 mod upstream;
+mod v1;
 mod v2;
 mod workers;
 

@@ -11,7 +11,8 @@ use crate::core::ids::{Digest, ModelId};
 use crate::gateway::BODY_BYTES_MAX;
 use crate::gateway::elements::{Datatype, Elements};
 use crate::gateway::onnx_file;
-use crate::gateway::v2::{Dim, InferRequest, Tensor, TensorSpec};
+use crate::gateway::request::{Answer, Call, Form, InferRequest, Output};
+use crate::gateway::tensor::{Dim, Tensor, TensorSpec};
 use crate::gateway::workers::{Work, WorkError, Workers};
 
 /// Elements of one input that a warm-up inference sends at most. No request holds more: each takes two bytes of JSON.
@@ -47,15 +48,15 @@ impl Onnx {
         Ok(Onnx { graph, workers })
     }
 
-    /// Answers a V2 inference request.
-    pub(crate) async fn infer(&self, body: Bytes) -> Result<Bytes, InferError> {
-        Ok(Bytes::from(self.workers.run(body).await??))
+    /// Answers a request.
+    pub(crate) async fn infer(&self, call: Call) -> Result<Answer, InferError> {
+        self.workers.run(call).await?
     }
 
     /// One inference of zeros, with every open dimension 1: the same way that requests go.
     pub(crate) async fn warm_up(&self) -> Result<(), String> {
         let request = self.graph.zeros()?;
-        match self.infer(Bytes::from(request)).await {
+        match self.infer(Call { form: Form::V2(None), body: Bytes::from(request) }).await {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("its warm-up inference of zeros gave no answer: {error}")),
         }
@@ -115,18 +116,17 @@ impl Graph {
 }
 
 impl Work for Graph {
-    type Call = Bytes;
+    type Call = Call;
     type Read = InferRequest;
-    type Answer = Result<Vec<u8>, InferError>;
+    type Answer = Result<Answer, InferError>;
 
-    fn read(&self, body: Bytes) -> Result<InferRequest, Result<Vec<u8>, InferError>> {
-        InferRequest::read(&body, &self.inputs, &self.outputs).map_err(|why| Err(InferError::Malformed(why)))
+    fn read(&self, call: Call) -> Result<InferRequest, Result<Answer, InferError>> {
+        InferRequest::read(&call, &self.inputs, &self.outputs).map_err(|why| Err(InferError::Malformed(why)))
     }
 
-    fn compute(&self, mut request: InferRequest, options: &RunOptions) -> Result<Vec<u8>, InferError> {
+    fn compute(&self, mut request: InferRequest, options: &RunOptions) -> Result<Answer, InferError> {
         let results = self.run(std::mem::take(&mut request.tensors), options).map_err(InferError::Failed)?;
-        let answer = request.answer(self.id.as_str(), &self.version, &self.outputs, &results);
-        answer.map_err(|error| InferError::Failed(error.to_string()))
+        request.answer(self.id.as_str(), &self.version, &Output::whole(&self.outputs, &results)).map_err(InferError::Malformed)
     }
 }
 

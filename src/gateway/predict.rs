@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Body as HttpBody;
 
@@ -18,6 +18,7 @@ use crate::gateway::mirror::{Duplicate, MIRROR_BODY_BYTES_MAX, Mirrored};
 use crate::gateway::onnx::Onnx;
 use crate::gateway::payload::{BoxError, Payload};
 use crate::gateway::refusal::Refusal;
+use crate::gateway::request::{Call, Form};
 use crate::gateway::snapshot::{Gather, RouteSnapshot, Serving, Snapshot};
 use crate::gateway::split::{Reason, Variant};
 use crate::gateway::stats::{Bad, Counted};
@@ -226,18 +227,17 @@ impl Gateway {
         progress: &Progress,
     ) -> Result<Response<Bytes>, Refusal> {
         if request.method() != Method::POST {
-            let message = format!("{} is not answered here; POST a V2 inference request", request.method());
+            let message = format!("{} is not answered here; POST an inference request", request.method());
             return Err(Refusal::of_caller(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message));
         }
         if !fits(request.headers(), self.body_bytes_max) {
             return Err(Refusal::too_large(self.body_bytes_max));
         }
+        let form = Form::of(request.uri(), request.headers()).map_err(Refusal::malformed)?;
         let body = request.into_body().collect(self.body_bytes_max).await?;
         progress.end();
-        let answer = onnx.infer(body).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))?;
-        let mut response = Response::new(answer);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(response)
+        let answer = onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))?;
+        Ok(Response::from(answer))
     }
 
     /// An answer that is still arriving. If it breaks off, that counts.

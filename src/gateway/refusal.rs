@@ -48,6 +48,11 @@ impl Refusal {
         Refusal::of_model(StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", message, Bad::ServerError)
     }
 
+    /// The request does not fit the model.
+    pub(crate) fn malformed(why: String) -> Refusal {
+        Refusal::of_caller(StatusCode::BAD_REQUEST, "invalid_request", why)
+    }
+
     pub(crate) fn too_large(limit: usize) -> Refusal {
         let message = format!("the body is over {limit} bytes; send smaller batches");
         Refusal::of_caller(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
@@ -57,7 +62,7 @@ impl Refusal {
     pub(crate) fn of_inference(error: InferError, who: &str) -> Refusal {
         let retry_after_s = matches!(error, InferError::Work(WorkError::Busy)).then_some(1);
         let (status, code, bad) = match &error {
-            InferError::Malformed(why) => return Refusal::of_caller(StatusCode::BAD_REQUEST, "invalid_request", why),
+            InferError::Malformed(why) => return Refusal::malformed(why.clone()),
             InferError::Failed(_) | InferError::Work(WorkError::Panicked(_)) => {
                 (StatusCode::INTERNAL_SERVER_ERROR, "inference_failed", Bad::ServerError)
             }

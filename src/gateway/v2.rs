@@ -1,71 +1,44 @@
-//! The Open Inference Protocol V2: a request's JSON to the tensors that a model wants, and its answer back.
+//! The Open Inference Protocol V2: a request's JSON to the tensors that a model wants, and its answer back. With its extension for binary
+//! tensor data: then the JSON says how many bytes of each tensor follow it, in the order in which it lists them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::gateway::elements::{self, Datatype, Elements};
+use crate::gateway::elements::{self, Datatype};
+use crate::gateway::request::{Answer, JSON_BYTES_HEADER, Output, json};
+use crate::gateway::tensor::{Sizes, Tensor, TensorSpec, list};
 
-/// Dimensions that one tensor may have.
-pub(crate) const DIMENSIONS_MAX: usize = 16;
-
-/// One input or output of a model, as its file declares it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct TensorSpec {
-    pub(crate) name: String,
-    pub(crate) datatype: Datatype,
-    /// `None` where the file leaves even the number of dimensions open.
-    pub(crate) shape: Option<Vec<Dim>>,
-}
-
-/// A declared dimension.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Dim {
-    /// This size and no other.
-    Fixed(usize),
-    /// Any size, but the same wherever the name stands.
-    Named(String),
-}
-
-impl fmt::Display for TensorSpec {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.datatype)?;
-        let Some(shape) = &self.shape else { return Ok(()) };
-        let sizes = shape.iter().map(|dim| match dim {
-            Dim::Fixed(size) => size.to_string(),
-            Dim::Named(name) => name.clone(),
-        });
-        write!(f, " [{}]", sizes.collect::<Vec<_>>().join(", "))
-    }
-}
-
-/// A tensor that fits its input.
-#[derive(Clone, PartialEq, Debug)]
-pub(crate) struct Tensor {
-    pub(crate) shape: Vec<usize>,
-    pub(crate) elements: Elements,
-}
-
-/// A request that fits its model.
-#[derive(Debug)]
-pub(crate) struct InferRequest {
+/// What the answer is to hold.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Wanted {
     id: Option<String>,
-    /// In the order of the model's inputs.
-    pub(crate) tensors: Vec<Tensor>,
-    /// Which of the model's outputs the answer holds, by index, in the order asked for.
-    outputs: Vec<usize>,
+    /// Which of the model's outputs, by index, in the order asked for.
+    outputs: Vec<WantedOutput>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct WantedOutput {
+    index: usize,
+    /// As binary data.
+    binary: bool,
 }
 
 #[derive(Deserialize)]
 struct RequestJson<'a> {
     id: Option<String>,
+    parameters: Option<RequestParameters>,
     #[serde(borrow)]
     inputs: Vec<TensorJson<'a>>,
     #[serde(borrow)]
-    outputs: Option<Vec<OutputName<'a>>>,
+    outputs: Option<Vec<OutputJson<'a>>>,
+}
+
+#[derive(Deserialize)]
+struct RequestParameters {
+    binary_data_output: Option<bool>,
 }
 
 /// An input of a request, or an output of an answer, with its numbers unread.
@@ -76,146 +49,194 @@ pub(super) struct TensorJson<'a> {
     pub(super) shape: Vec<usize>,
     #[serde(borrow)]
     pub(super) datatype: Cow<'a, str>,
+    parameters: Option<TensorParameters>,
     #[serde(borrow)]
-    pub(super) data: &'a RawValue,
+    pub(super) data: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct OutputName<'a> {
+struct TensorParameters {
+    binary_data_size: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct OutputJson<'a> {
     #[serde(borrow)]
     name: Cow<'a, str>,
+    parameters: Option<OutputParameters>,
 }
 
-impl InferRequest {
-    /// Reads a request for a model with these inputs and outputs. The error says what was got and what is wanted.
-    pub(crate) fn read(body: &[u8], inputs: &[TensorSpec], outputs: &[TensorSpec]) -> Result<InferRequest, String> {
-        let json: RequestJson<'_> =
-            serde_json::from_slice(body).map_err(|error| format!("the body is not a V2 inference request: {error}"))?;
-        let mut given: BTreeMap<&str, &TensorJson<'_>> = BTreeMap::new();
-        for input in &json.inputs {
-            if !inputs.iter().any(|spec| spec.name == input.name) {
-                return Err(format!("the model has no input {:?}; it wants {}", input.name, list(inputs)));
-            }
-            if given.insert(&input.name, input).is_some() {
-                return Err(format!("input {} is given twice", input.name));
-            }
-        }
-        let mut sizes = BTreeMap::new();
-        let mut tensors = Vec::with_capacity(inputs.len());
-        for spec in inputs {
-            let input = given.get(spec.name.as_str()).ok_or_else(|| format!("input {} is missing; the model wants {spec}", spec.name))?;
-            tensors.push(input.tensor(spec, &mut sizes).map_err(|why| format!("input {}: {why}", spec.name))?);
-        }
-        let outputs = wanted(json.outputs.as_deref(), outputs)?;
-        Ok(InferRequest { id: json.id, tensors, outputs })
-    }
-
-    /// Writes the answer: of all the model's `outputs` and `results` those that were asked for.
-    pub(crate) fn answer(
-        &self,
-        model: &str,
-        version: &str,
-        outputs: &[TensorSpec],
-        results: &[Tensor],
-    ) -> Result<Vec<u8>, serde_json::Error> {
-        let output = |index: &usize| Some(OutputJson { spec: outputs.get(*index)?, tensor: results.get(*index)? });
-        let outputs = self.outputs.iter().filter_map(output).collect();
-        serde_json::to_vec(&ResponseJson { model_name: model, model_version: version, id: self.id.as_deref(), outputs })
-    }
+#[derive(Deserialize)]
+struct OutputParameters {
+    binary_data: Option<bool>,
 }
 
-impl TensorJson<'_> {
-    fn tensor<'s>(&self, spec: &'s TensorSpec, sizes: &mut BTreeMap<&'s str, (usize, &'s str)>) -> Result<Tensor, String> {
-        let Some(claimed) = Datatype::parse(&self.datatype) else {
-            let all = Datatype::ALL.map(Datatype::as_str).join(", ");
-            return Err(match self.datatype.as_ref() {
-                "BYTES" => format!("datatype BYTES (text) is not taken by models here; the model wants {spec}"),
-                other => format!("datatype {other:?} is none of {all}; the model wants {spec}"),
-            });
-        };
-        if self.shape.len() > DIMENSIONS_MAX {
-            return Err(format!("{} dimensions, and a tensor has {DIMENSIONS_MAX} at most", self.shape.len()));
-        }
-        let unfit = |why: String| format!("shape {:?} {why}; the model wants {spec}", self.shape);
-        if let Some(dims) = &spec.shape {
-            if dims.len() != self.shape.len() {
-                return Err(unfit(format!("has {} dimensions, not {}", self.shape.len(), dims.len())));
+/// Where a tensor's numbers are.
+#[derive(Clone, Copy)]
+pub(super) enum Data<'a> {
+    Json(&'a RawValue),
+    Binary(&'a [u8]),
+}
+
+/// The binary data of a body, as far as it is not taken yet.
+pub(super) struct Binary<'a> {
+    rest: &'a [u8],
+    /// There may be some.
+    announced: bool,
+}
+
+impl<'a> Binary<'a> {
+    /// The JSON of a body, and what follows it.
+    pub(super) fn split(body: &'a [u8], json_bytes: Option<usize>) -> Result<(&'a [u8], Binary<'a>), String> {
+        let json_length = json_bytes.unwrap_or(body.len());
+        let split = body.split_at_checked(json_length);
+        let (json, rest) = split
+            .ok_or_else(|| format!("header {JSON_BYTES_HEADER} says that {json_length} bytes are JSON, and the body has {}", body.len()))?;
+        Ok((json, Binary { rest, announced: json_bytes.is_some() }))
+    }
+
+    /// The numbers of the next tensor, in the order in which the JSON lists them.
+    pub(super) fn data(&mut self, tensor: &TensorJson<'a>) -> Result<Data<'a>, String> {
+        let size = tensor.parameters.as_ref().and_then(|parameters| parameters.binary_data_size);
+        match (tensor.data, size) {
+            (Some(data), None) => Ok(Data::Json(data)),
+            (Some(_), Some(_)) => Err("it has both data and binary_data_size".to_owned()),
+            (None, None) => Err("it has neither data nor, among its parameters, binary_data_size".to_owned()),
+            (None, Some(_)) if !self.announced => {
+                Err(format!("it has binary_data_size, and header {JSON_BYTES_HEADER}, which says where the JSON ends, is missing"))
             }
-            for (index, (dim, size)) in dims.iter().zip(&self.shape).enumerate() {
-                match dim {
-                    Dim::Fixed(wanted) if wanted == size => {}
-                    Dim::Fixed(wanted) => return Err(unfit(format!("has {size} in dimension {index}, not {wanted}"))),
-                    Dim::Named(name) => {
-                        let (first, input) = *sizes.entry(name).or_insert((*size, &spec.name));
-                        if first != *size {
-                            return Err(unfit(format!("has {size} in dimension {index}, but {name} is {first} in input {input}")));
-                        }
-                    }
-                }
+            (None, Some(size)) => {
+                let split = usize::try_from(size).ok().and_then(|size| self.rest.split_at_checked(size));
+                let left = self.rest.len();
+                let (data, rest) = split.ok_or_else(|| format!("binary_data_size is {size}, and {left} bytes of the body are left"))?;
+                self.rest = rest;
+                Ok(Data::Binary(data))
             }
         }
-        let elements = elements::read(self.data, &self.shape, claimed, spec.datatype)?;
-        Ok(Tensor { shape: self.shape.clone(), elements })
+    }
+
+    /// All of it has been taken.
+    pub(super) fn end(self) -> Result<(), String> {
+        match self.rest.len() {
+            0 => Ok(()),
+            left => Err(format!("the body has {left} bytes more than its JSON and every binary_data_size in it add up to")),
+        }
     }
 }
 
-fn list(specs: &[TensorSpec]) -> String {
-    specs.iter().map(TensorSpec::to_string).collect::<Vec<_>>().join(", ")
+/// Reads a request for a model with these inputs and outputs: its tensors in the model's order. The error says what was got and what is
+/// wanted.
+pub(crate) fn read(
+    body: &[u8],
+    json_bytes: Option<usize>,
+    inputs: &[TensorSpec],
+    outputs: &[TensorSpec],
+) -> Result<(Vec<Tensor>, Wanted), String> {
+    let (text, mut binary) = Binary::split(body, json_bytes)?;
+    let json: RequestJson<'_> = serde_json::from_slice(text).map_err(|error| format!("the body is not a V2 inference request: {error}"))?;
+    let mut given: BTreeMap<&str, (&TensorJson<'_>, Data<'_>)> = BTreeMap::new();
+    for input in &json.inputs {
+        if !inputs.iter().any(|spec| spec.name == input.name) {
+            return Err(format!("the model has no input {:?}; it wants {}", input.name, list(inputs)));
+        }
+        let data = binary.data(input).map_err(|why| format!("input {}: {why}", input.name))?;
+        if given.insert(&input.name, (input, data)).is_some() {
+            return Err(format!("input {} is given twice", input.name));
+        }
+    }
+    binary.end()?;
+    let mut sizes = Sizes::default();
+    let mut tensors = Vec::with_capacity(inputs.len());
+    for spec in inputs {
+        let input = given.get(spec.name.as_str()).ok_or_else(|| format!("input {} is missing; the model wants {spec}", spec.name))?;
+        tensors.push(tensor(input.0, input.1, spec, &mut sizes).map_err(|why| format!("input {}: {why}", spec.name))?);
+    }
+    let binary = json.parameters.and_then(|parameters| parameters.binary_data_output).unwrap_or(false);
+    Ok((tensors, Wanted { id: json.id, outputs: wanted(json.outputs.as_deref(), binary, outputs)? }))
 }
 
-/// The indices of the outputs that are asked for; all of them where none is named.
-fn wanted(names: Option<&[OutputName<'_>]>, outputs: &[TensorSpec]) -> Result<Vec<usize>, String> {
-    let Some(names) = names.filter(|names| !names.is_empty()) else { return Ok((0..outputs.len()).collect()) };
-    let mut wanted = Vec::new();
-    for OutputName { name } in names {
+fn tensor<'s>(input: &TensorJson<'_>, data: Data<'_>, spec: &'s TensorSpec, sizes: &mut Sizes<'s>) -> Result<Tensor, String> {
+    let Some(claimed) = Datatype::parse(&input.datatype) else {
+        let all = Datatype::ALL.map(Datatype::as_str).join(", ");
+        return Err(match input.datatype.as_ref() {
+            "BYTES" => format!("datatype BYTES (text) is not taken by models here; the model wants {spec}"),
+            other => format!("datatype {other:?} is none of {all}; the model wants {spec}"),
+        });
+    };
+    sizes.check(&input.shape, spec)?;
+    let elements = match data {
+        Data::Json(data) => elements::read(data, &input.shape, claimed, spec.datatype),
+        Data::Binary(data) => elements::read_bytes(data, &input.shape, claimed, spec.datatype),
+    };
+    Ok(Tensor { shape: input.shape.clone(), elements: elements? })
+}
+
+/// The outputs that are asked for; all of them where none is named.
+fn wanted(asked: Option<&[OutputJson<'_>]>, binary: bool, outputs: &[TensorSpec]) -> Result<Vec<WantedOutput>, String> {
+    let Some(asked) = asked.filter(|asked| !asked.is_empty()) else {
+        return Ok((0..outputs.len()).map(|index| WantedOutput { index, binary }).collect());
+    };
+    let mut wanted: Vec<WantedOutput> = Vec::new();
+    for OutputJson { name, parameters } in asked {
         let Some(index) = outputs.iter().position(|spec| spec.name == *name) else {
             return Err(format!("the model has no output {name:?}; it gives {}", list(outputs)));
         };
-        if wanted.contains(&index) {
+        if wanted.iter().any(|wanted| wanted.index == index) {
             return Err(format!("output {name} is asked for twice"));
         }
-        wanted.push(index);
+        let own = parameters.as_ref().and_then(|parameters| parameters.binary_data);
+        wanted.push(WantedOutput { index, binary: own.unwrap_or(binary) });
     }
     Ok(wanted)
 }
 
-#[derive(Serialize)]
-struct ResponseJson<'a> {
-    model_name: &'a str,
-    model_version: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<&'a str>,
-    outputs: Vec<OutputJson<'a>>,
-}
-
-struct OutputJson<'a> {
-    spec: &'a TensorSpec,
-    tensor: &'a Tensor,
-}
-
-impl Serialize for OutputJson<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct as _;
-        let mut output = serializer.serialize_struct("Output", 4)?;
-        output.serialize_field("name", &self.spec.name)?;
-        output.serialize_field("shape", &self.tensor.shape)?;
-        output.serialize_field("datatype", self.spec.datatype.as_str())?;
-        match &self.tensor.elements {
-            Elements::F32(data) => output.serialize_field("data", data)?,
-            Elements::I32(data) if self.spec.datatype == Datatype::Bool => {
-                output.serialize_field("data", &data.iter().map(|number| *number != 0).collect::<Vec<_>>())?;
-            }
-            Elements::I32(data) => output.serialize_field("data", data)?,
-            Elements::I8(data) => output.serialize_field("data", data)?,
-            Elements::U8(data) => output.serialize_field("data", data)?,
+impl Wanted {
+    /// Writes the answer.
+    pub(crate) fn answer(&self, model: &str, version: &str, outputs: &[Output<'_>]) -> Answer {
+        let (mut body, mut binary) = (Vec::new(), Vec::new());
+        body.extend_from_slice(b"{\"model_name\":");
+        json(&mut body, model);
+        body.extend_from_slice(b",\"model_version\":");
+        json(&mut body, version);
+        if let Some(id) = &self.id {
+            body.extend_from_slice(b",\"id\":");
+            json(&mut body, id);
         }
-        output.end()
+        body.extend_from_slice(b",\"outputs\":[");
+        let asked = self.outputs.iter().filter_map(|wanted| Some((outputs.get(wanted.index)?, wanted.binary)));
+        for (number, (Output { spec, shape, elements }, is_binary)) in asked.enumerate() {
+            if number > 0 {
+                body.push(b',');
+            }
+            body.extend_from_slice(b"{\"name\":");
+            json(&mut body, &spec.name);
+            body.extend_from_slice(b",\"shape\":");
+            json(&mut body, shape);
+            body.extend_from_slice(b",\"datatype\":");
+            json(&mut body, spec.datatype.as_str());
+            if is_binary {
+                body.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+                json(&mut body, &(elements.len() * spec.datatype.bytes()));
+                body.push(b'}');
+                elements.write_bytes(spec.datatype, &mut binary);
+            } else {
+                body.extend_from_slice(b",\"data\":");
+                elements.write(spec.datatype, &mut body);
+            }
+            body.push(b'}');
+        }
+        body.extend_from_slice(b"]}");
+        let json_bytes = self.outputs.iter().any(|wanted| wanted.binary).then_some(body.len());
+        body.append(&mut binary);
+        Answer { body, json_bytes }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::elements::Elements;
+    use crate::gateway::tensor::Dim;
 
     fn spec(name: &str, datatype: Datatype, shape: &[Dim]) -> TensorSpec {
         TensorSpec { name: name.into(), datatype, shape: Some(shape.to_vec()) }
@@ -233,8 +254,20 @@ mod tests {
         [spec("x", Datatype::Fp32, &[batch()]), spec("y", Datatype::Bool, &[batch()])]
     }
 
-    fn read(body: &str) -> Result<InferRequest, String> {
-        InferRequest::read(body.as_bytes(), &inputs(), &outputs())
+    fn read(body: &str) -> Result<(Vec<Tensor>, Wanted), String> {
+        super::read(body.as_bytes(), None, &inputs(), &outputs())
+    }
+
+    /// The answer to a request, if the model gives these.
+    fn answer(wanted: &Wanted, results: &[Tensor]) -> Answer {
+        wanted.answer("m", "12345678", &Output::whole(&outputs(), results))
+    }
+
+    fn results() -> [Tensor; 2] {
+        [
+            Tensor { shape: vec![2], elements: Elements::F32(vec![0.1, f32::NAN]) },
+            Tensor { shape: vec![2], elements: Elements::I32(vec![0, 1]) },
+        ]
     }
 
     const A: &str = r#"{"name":"a","shape":[2,2],"datatype":"FP32","data":[1,2,3,4]}"#;
@@ -242,16 +275,13 @@ mod tests {
 
     #[test]
     fn inputs_come_in_the_models_order_and_outputs_in_the_callers() {
-        let request = read(&format!(r#"{{"id":"7","inputs":[{B},{A}],"outputs":[{{"name":"y"}},{{"name":"x"}}]}}"#)).unwrap();
-        assert_eq!(request.tensors[0], Tensor { shape: vec![2, 2], elements: Elements::F32(vec![1.0, 2.0, 3.0, 4.0]) });
-        assert_eq!(request.tensors[1], Tensor { shape: vec![2], elements: Elements::I32(vec![5, 6]) });
-        let results = [
-            Tensor { shape: vec![2], elements: Elements::F32(vec![0.1, f32::NAN]) },
-            Tensor { shape: vec![2], elements: Elements::I32(vec![0, 1]) },
-        ];
-        let answer = request.answer("m", "12345678", &outputs(), &results).unwrap();
+        let (tensors, wanted) = read(&format!(r#"{{"id":"7","inputs":[{B},{A}],"outputs":[{{"name":"y"}},{{"name":"x"}}]}}"#)).unwrap();
+        assert_eq!(tensors[0], Tensor { shape: vec![2, 2], elements: Elements::F32(vec![1.0, 2.0, 3.0, 4.0]) });
+        assert_eq!(tensors[1], Tensor { shape: vec![2], elements: Elements::I32(vec![5, 6]) });
+        let answer = answer(&wanted, &results());
+        assert_eq!(answer.json_bytes, None);
         assert_eq!(
-            String::from_utf8(answer).unwrap(),
+            String::from_utf8(answer.body).unwrap(),
             r#"{"model_name":"m","model_version":"12345678","id":"7","outputs":[{"name":"y","shape":[2],"datatype":"BOOL","data":[false,true]},{"name":"x","shape":[2],"datatype":"FP32","data":[0.1,null]}]}"#
         );
     }
@@ -265,7 +295,10 @@ mod tests {
             ("{}".to_owned(), "missing field `inputs`"),
             (one(r#"{"name":"b","datatype":"INT64","data":[]}"#), "missing field `shape`"),
             (one(r#"{"name":"b","shape":[-2],"datatype":"INT64","data":[]}"#), "integer `-2`"),
-            (one(r#"{"name":"b","shape":[2],"datatype":"INT64"}"#), "missing field `data`"),
+            (
+                one(r#"{"name":"b","shape":[2],"datatype":"INT64"}"#),
+                "input b: it has neither data nor, among its parameters, binary_data_size",
+            ),
             (
                 one(r#"{"name":"c","shape":[2],"datatype":"INT64","data":[]}"#),
                 r#"no input "c"; it wants a FP32 [batch, 2], b INT64 [batch]"#,
@@ -292,6 +325,82 @@ mod tests {
     #[test]
     fn fields_beyond_the_protocol_are_let_be() {
         let body = format!(r#"{{"parameters":{{"k":1}},"inputs":[{A},{B}],"outputs":[],"x":null}}"#);
-        assert_eq!(read(&body).unwrap().outputs, [0, 1]);
+        let all = [0, 1].map(|index| WantedOutput { index, binary: false });
+        assert_eq!(read(&body).unwrap().1.outputs, all);
+    }
+
+    /// A request whose inputs are binary data, and the bytes of its JSON.
+    fn binary(parts: &[&[u8]], json: &str) -> (Vec<u8>, usize) {
+        ([json.as_bytes(), &parts.concat()].concat(), json.len())
+    }
+
+    fn floats(reals: &[f32]) -> Vec<u8> {
+        reals.iter().flat_map(|real| real.to_le_bytes()).collect()
+    }
+
+    const BINARY_A: &str = r#"{"name":"a","shape":[2,2],"datatype":"FP32","parameters":{"binary_data_size":16}}"#;
+
+    #[test]
+    fn binary_data_follows_the_json_in_the_order_of_its_inputs() {
+        let b = r#"{"name":"b","shape":[2],"datatype":"INT16","parameters":{"binary_data_size":4,"more":1}}"#;
+        let (body, json_bytes) =
+            binary(&[&[5, 0, 0xff, 0xff], &floats(&[1.0, 2.0, 3.0, 4.0])], &format!(r#"{{"inputs":[{b},{BINARY_A}]}}"#));
+        let (tensors, _) = super::read(&body, Some(json_bytes), &inputs(), &outputs()).unwrap();
+        assert_eq!(tensors[0].elements, Elements::F32(vec![1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(tensors[1].elements, Elements::I32(vec![5, -1]));
+        let (body, json_bytes) = binary(&[&floats(&[1.0, 2.0, 3.0, 4.0])], &format!(r#"{{"inputs":[{B},{BINARY_A}]}}"#));
+        let (tensors, _) = super::read(&body, Some(json_bytes), &inputs(), &outputs()).unwrap();
+        assert_eq!(tensors[1].elements, Elements::I32(vec![5, 6]), "one as JSON, the other as binary data");
+        let plain = format!(r#"{{"inputs":[{B},{A}]}}"#);
+        assert!(super::read(plain.as_bytes(), Some(plain.len()), &inputs(), &outputs()).is_ok(), "without any, the header says all of it");
+    }
+
+    #[test]
+    fn binary_data_that_does_not_add_up_is_refused() {
+        let wants = |json: &str, parts: &[u8], header: Option<usize>, why: &str| {
+            let (body, json_bytes) = binary(&[parts], json);
+            let refused = super::read(&body, header.or(Some(json_bytes)), &inputs(), &outputs()).unwrap_err();
+            assert!(refused.contains(why), "{json}: {refused}");
+        };
+        let both = format!(r#"{{"inputs":[{B},{BINARY_A}]}}"#);
+        let sixteen = floats(&[1.0, 2.0, 3.0, 4.0]);
+        wants(&both, &sixteen[..15], None, "input a: binary_data_size is 16, and 15 bytes of the body are left");
+        wants(
+            &both,
+            &[&sixteen[..], &[0]].concat(),
+            None,
+            "the body has 1 bytes more than its JSON and every binary_data_size in it add up to",
+        );
+        wants(&both, &sixteen, Some(10_000), "header inference-header-content-length says that 10000 bytes are JSON, and the body has");
+        wants(&both, &sixteen, Some(20), "the body is not a V2 inference request: EOF");
+        let short = both.replace(":16}", ":12}");
+        wants(&short, &sixteen[..12], None, "input a: binary_data_size is 12, and shape [2, 2] of FP32 takes 16");
+        let twice = both.replace(r#""parameters""#, r#""data":[1,2,3,4],"parameters""#);
+        wants(&twice, &sixteen, None, "input a: it has both data and binary_data_size");
+        wants(&both.replace(":16}", ":-1}"), &sixteen, None, "integer `-1`");
+        let refused = read(&both).unwrap_err();
+        assert!(refused.contains("input a: it has binary_data_size, and header inference-header-content-length, which says"), "{refused}");
+    }
+
+    #[test]
+    fn outputs_are_binary_data_where_the_request_says_so() {
+        let asked = |more: &str| {
+            let (_, wanted) = read(&format!(r#"{{"inputs":[{A},{B}]{more}}}"#)).unwrap();
+            let answer = answer(&wanted, &results());
+            let json = String::from_utf8(answer.body[..answer.json_bytes.unwrap()].to_vec()).unwrap();
+            (json, answer.body[answer.json_bytes.unwrap()..].to_vec())
+        };
+        let x = r#"{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}}"#;
+        let y = r#"{"name":"y","shape":[2],"datatype":"BOOL","parameters":{"binary_data_size":2}}"#;
+        let head = r#"{"model_name":"m","model_version":"12345678","outputs":["#;
+        let (json, bytes) = asked(r#","parameters":{"binary_data_output":true}"#);
+        assert_eq!(json, format!("{head}{x},{y}]}}"));
+        assert_eq!(bytes, [floats(&[0.1, f32::NAN]), vec![0, 1]].concat());
+        let (json, bytes) = asked(r#","outputs":[{"name":"y","parameters":{"binary_data":true}},{"name":"x"}]"#);
+        assert_eq!(json, format!(r#"{head}{y},{{"name":"x","shape":[2],"datatype":"FP32","data":[0.1,null]}}]}}"#));
+        assert_eq!(bytes, [0, 1]);
+        let (json, _) =
+            asked(r#","parameters":{"binary_data_output":true},"outputs":[{"name":"y","parameters":{"binary_data":false}},{"name":"x"}]"#);
+        assert_eq!(json, format!(r#"{head}{{"name":"y","shape":[2],"datatype":"BOOL","data":[false,true]}},{x}]}}"#));
     }
 }

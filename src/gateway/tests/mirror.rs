@@ -375,3 +375,27 @@ fn a_copy_does_not_wait_for_a_place_at_the_canarys_server() {
     assert_eq!(trial(&gateway).agreement, agreement(0, 0), "this node's own limit says nothing about the canary");
     drop(taken);
 }
+
+#[test]
+fn answers_in_every_form_are_compared() {
+    let gateway = demo();
+    route_loaded(&gateway, &mirrored("digits-v2", ("digits-v2", 0), 10_000));
+    let pixels = [7u8; 64];
+    let v2 = format!(r#"{{"inputs":[{{"name":"pixels","shape":[1,64],"datatype":"UINT8","data":{pixels:?}}}]}}"#);
+    let json = r#"{"parameters":{"binary_data_output":true},"inputs":[{"name":"pixels","shape":[1,64],"datatype":"UINT8","parameters":{"binary_data_size":64}}]}"#;
+    for (path, body, json_bytes) in [
+        ("/v2/models/default/infer", v2.into_bytes(), None),
+        ("/v2/models/default/infer", [json.as_bytes(), &pixels].concat(), Some(json.len())),
+        ("/v1/models/default:predict", format!(r#"{{"instances":[{pixels:?}]}}"#).into_bytes(), None),
+        ("/v1/models/default:predict", format!(r#"{{"inputs":[{pixels:?}]}}"#).into_bytes(), None),
+    ] {
+        let mut request = post(body);
+        *request.uri_mut() = path.parse().unwrap();
+        if let Some(bytes) = json_bytes {
+            request.headers_mut().insert("inference-header-content-length", bytes.into());
+        }
+        assert_eq!(ask(&gateway, request).status, 200, "{path}");
+    }
+    until("all copies are done", || outcomes(&gateway).iter().sum::<u64>() == 4);
+    assert_eq!((outcomes(&gateway), trial(&gateway).agreement), ([4, 0, 0, 0], agreement(4, 4)));
+}

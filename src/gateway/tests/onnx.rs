@@ -121,6 +121,70 @@ fn only_post_is_answered_by_a_model_in_the_process() {
     assert_eq!((answer.status, answer.header("allow"), answer.error_code().as_str()), (405, "POST", "method_not_allowed"));
 }
 
+fn post_to(path: &str, body: impl Into<Bytes>) -> Request<Full<Bytes>> {
+    Request::post(path).body(Full::new(body.into())).unwrap()
+}
+
+#[test]
+fn v1_is_answered_on_its_path_and_says_the_same_as_v2() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v2", None));
+    let v2: Vec<Value> = digits()[..2].iter().map(|(_, request)| serde_json::from_str(request).unwrap()).collect();
+    let rows: Vec<&Value> = v2.iter().map(|request| &request["inputs"][0]["data"]).collect();
+    let said: Vec<Value> = v2.iter().map(|request| ask(&gateway, post(request.to_string())).json()["outputs"][0]["data"].clone()).collect();
+    let path = "/v1/models/default:predict";
+    for (request, key) in [
+        (json!({ "instances": rows }), "predictions"),
+        (json!({ "instances": [{ "pixels": rows[0] }, { "pixels": rows[1] }] }), "predictions"),
+        (json!({ "inputs": rows }), "outputs"),
+        (json!({ "inputs": { "pixels": rows } }), "outputs"),
+    ] {
+        let answer = ask(&gateway, post_to(path, request.to_string()));
+        assert_eq!((answer.status, answer.header("content-type")), (200, "application/json"), "{request}");
+        let answered = answer.json()[key].clone();
+        assert_eq!(answered.as_array().unwrap().len(), 2);
+        for (row, said) in answered.as_array().unwrap().iter().zip(&said) {
+            assert_eq!(arg_max(row.as_array().unwrap()), arg_max(said.as_array().unwrap()));
+        }
+    }
+    let refused = ask(&gateway, post_to(path, v2[0].to_string()));
+    assert_eq!((refused.status, refused.error_code().as_str()), (400, "invalid_request"));
+    assert_eq!(refused.json()["error"], refused.json()["message"], "V1's form of an error, too");
+    let other = ask(&gateway, post(r#"{"instances": [[0]]}"#));
+    assert_eq!(other.status, 400, "/predict takes V2");
+}
+
+#[test]
+fn binary_data_comes_and_goes_beside_the_json() {
+    let gateway = demo();
+    route_loaded(&gateway, &state(1, "digits-v2", None));
+    let (_, request) = &digits()[0];
+    let said = ask(&gateway, post(request.clone())).json();
+    let request: Value = serde_json::from_str(request).unwrap();
+    let pixels: Vec<u8> = request["inputs"][0]["data"].as_array().unwrap().iter().map(|pixel| pixel.as_u64().unwrap() as u8).collect();
+    let input = json!({ "name": "pixels", "shape": [1, 64], "datatype": "UINT8", "parameters": { "binary_data_size": 64 } });
+    let json = json!({ "parameters": { "binary_data_output": true }, "inputs": [input] }).to_string();
+    let ask_with = |json_bytes: &str| {
+        let mut request = post_to("/v2/models/default/infer", [json.as_bytes(), &pixels].concat());
+        request.headers_mut().insert("inference-header-content-length", json_bytes.parse().unwrap());
+        ask(&gateway, request)
+    };
+    let answer = ask_with(&json.len().to_string());
+    assert_eq!((answer.status, answer.header("content-type")), (200, "application/octet-stream"));
+    let json_bytes: usize = answer.header("inference-header-content-length").parse().unwrap();
+    let head: Value = serde_json::from_slice(&answer.body[..json_bytes]).unwrap();
+    let output = json!({ "name": "probabilities", "shape": [1, 10], "datatype": "FP32", "parameters": { "binary_data_size": 40 } });
+    assert_eq!(head["outputs"][0], output);
+    let reals: Vec<f32> = answer.body[json_bytes..].chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
+    let wanted: Vec<f32> = serde_json::from_value(said["outputs"][0]["data"].clone()).unwrap();
+    assert_eq!(reals, wanted);
+    for wrong in ["-1", "+5", "x", "99999999999999999999999"] {
+        let refused = ask_with(wrong);
+        assert_eq!((refused.status, refused.error_code().as_str()), (400, "invalid_request"));
+        assert!(refused.message().contains("header inference-header-content-length must be a number of bytes"), "{}", refused.message());
+    }
+}
+
 /// Writes a model of one operator: `y = op(inputs)`.
 fn write_model(dir: &Path, id: &str, op: &str, inputs: &[(&str, DataType)], output: DataType) {
     let info = |(name, datatype): (&str, DataType)| {
