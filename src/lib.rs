@@ -22,7 +22,7 @@
 //! own vote and accept wait a few milliseconds for the others', which are often enough ([`core::Node::sync_by`]).
 //!
 //! That thread reads the links itself. Everything else runs beside it: dialling, and writing what a peer does not take at once
-//! ([`mesh`]), and HTTP ([`http`]) on async-std's threads, inference on threads of each model, the events on a thread that writes
+//! ([`mesh`]), and the HTTP of the control plane on async-std's threads, the data plane on event loops ([`eventloop`]), inference on threads of each model, the events on a thread that writes
 //! them. A request to the data plane reads one immutable snapshot ([`gateway`]) and never waits for the core.
 //!
 //! # Invariants, and what holds them up
@@ -45,7 +45,7 @@
 //!
 //! # Code map
 //!
-//! Imports point down: [`cli`] → [`node`] → [`http`], [`gateway`], [`mesh`], [`wal`] → [`core`]. [`api`], [`peers`] and `clock` stand beside
+//! Imports point down: [`cli`] → [`node`] → [`http`] → [`gateway`], and [`node`] → [`mesh`], [`wal`], all → [`core`]. [`api`], [`peers`] and `clock` stand beside
 //! the core: shapes and a file format that several of the others read. [`sim`] uses the core and the log's format, and is used by [`cli`]
 //! only. `tests/it/tidy.rs` checks the most important of these arrows,
 //! and that the core has no I/O, no clock, no randomness, no async and no logging.
@@ -56,7 +56,8 @@
 //! | [`wal`] | the durable log: format ([`wal::frame`]), append and sync, replay, compaction, [`wal::inspect`] |
 //! | [`mesh`] | links between nodes: frames, handshake, dialling, partitions. Knows bytes and peers, not what is agreed |
 //! | [`gateway`] | the data plane: split, sticky keys, mirroring, models in the process and model servers, what is counted of them |
-//! | [`http`] | the front: hyper reads and writes, tide answers, predictions go past tide to the gateway |
+//! | [`http`] | the front: reads and writes HTTP/1.1, tide answers, predictions go past tide to the gateway or are passed on to model servers |
+//! | [`eventloop`] | one thread for each core, with the sockets and tasks of the data plane |
 //! | [`node`] | the shell: the run loop, start and stop, votes, events, peers.json read again, metrics |
 //! | [`cli`] | one file per command |
 //! | [`api`] | the JSON that goes in and out over HTTP; the front writes it and the command line reads it |
