@@ -1,5 +1,5 @@
-"""Real nodes on free ports of the loopback, in a directory of theirs."""
-import http.client, json, os, random, socket, subprocess
+"""Real nodes and model servers on free ports of the loopback, in a directory of theirs."""
+import getpass, http.client, json, os, random, shutil, socket, subprocess, sys
 
 from bench import ask, wait
 
@@ -64,6 +64,44 @@ class Fleet:
 
     def get(self, at, path):
         return json.loads(ask(self.client(at), "GET", path)[1])
+
+
+class ModelServers:
+    """Each answers with its name: an nginx where there is one, which costs least, and Python otherwise."""
+
+    def __init__(self, work, names):
+        self.ports, self.processes = dict(zip(names, free_ports(len(names)))), []
+        nginx = os.environ.get("NGINX") or shutil.which("nginx") or "/usr/sbin/nginx"
+        self.kind = "nginx" if os.access(nginx, os.X_OK) else "Python"
+        if self.kind == "nginx":
+            with open(f"{work}/nginx.conf", "w") as file:
+                file.write(self.nginx_conf(work))
+            self.start(work, "nginx", [nginx, "-p", work, "-c", f"{work}/nginx.conf"])
+        else:
+            for name, port in self.ports.items():
+                self.start(work, name, [sys.executable, f"{os.path.dirname(__file__)}/model_server.py", name, str(port)])
+        for port in self.ports.values():
+            wait("the model servers to listen", lambda: socket.create_connection(("127.0.0.1", port)).close() or True)
+
+    def start(self, work, what, words):
+        with open(f"{work}/{what}.out", "w") as out:
+            self.processes.append(subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=out, stderr=out))
+
+    def nginx_conf(self, work):
+        temporary = "".join(f"{kind}_temp_path {work}/t-{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        server = "server {{ listen 127.0.0.1:{1} backlog=1024; location / {{ return 200 {0}; }} }}\n"
+        servers = "".join(server.format(name, port) for name, port in self.ports.items())
+        user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
+        return f"""{user} daemon off; worker_processes 1; pid {work}/nginx-server.pid; error_log {work}/nginx.error;
+events {{ worker_connections 4096; }}
+http {{ access_log off; client_max_body_size 0; keepalive_requests 1000000; {temporary}
+{servers}}}
+"""
+
+    def stop(self):
+        for process in self.processes:
+            process.terminate()
+            process.wait()
 
 
 def write_models(work, servers):

@@ -26,6 +26,7 @@ mod nemesis;
 mod partitions;
 mod rollouts;
 mod smuggling;
+mod switches;
 mod tidy;
 mod traffic;
 mod wire;

@@ -146,7 +146,7 @@ impl Reader {
                 break;
             }
             let (name, value) = line.split_once(':').ok_or(Fault::Malformed("a header without a colon"))?;
-            if !is_token(name) || value.contains(|c: char| c.is_control() && c != '\t') {
+            if !is_token(name) || value.contains(|c: char| c.is_ascii_control() && c != '\t') {
                 return Err(Fault::Malformed("a malformed header"));
             }
             headers.push((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()));
