@@ -181,12 +181,13 @@ impl Front {
                 if let Some(until) = pause.until {
                     Timer::at(until).await;
                 }
-                listener.accept().await
+                // Not `Async::accept`, which would have async-io watch a socket that is not going to be its own.
+                listener.read_with(TcpListener::accept).await
             };
             let accepted = select_biased! {
                 () = stop => break,
                 () = turned_away.select_next_some() => continue,
-                accepted = accept.fuse() => accepted.and_then(|(stream, peer)| Ok((stream.into_inner()?, peer))),
+                accepted = accept.fuse() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
