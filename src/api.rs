@@ -37,6 +37,48 @@ pub struct ErrorBody {
     pub request_id: String,
 }
 
+/// `GET /v2/models/{route}`: the stable model of a route, as the Open Inference Protocol V2 describes models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelMetadata {
+    /// The route.
+    pub name: String,
+    /// What answers call the version of their model: stable's, and the canary's if it has a share.
+    pub versions: Vec<String>,
+    /// What the model is.
+    pub platform: String,
+    /// What it wants.
+    pub inputs: Vec<TensorMetadata>,
+    /// What it gives.
+    pub outputs: Vec<TensorMetadata>,
+}
+
+/// An input or output of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorMetadata {
+    /// Its name.
+    pub name: String,
+    /// A type of the protocol, such as `FP32`.
+    pub datatype: String,
+    /// Its dimensions, -1 where one is open; `[-1]` also where the model's file does not even say how many there are.
+    pub shape: Vec<i64>,
+}
+
+/// Whether the model of a route is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelReady {
+    /// The route.
+    pub name: String,
+    /// Its stable model is loaded.
+    pub ready: bool,
+}
+
+/// `GET /v1/models`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelList {
+    /// The routes.
+    pub models: Vec<String>,
+}
+
 /// Shares in percent, with two decimals at most. JSON numbers; basis points inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -58,12 +58,13 @@ pub use crate::gateway::split::{Reason, Variant};
 pub use crate::gateway::stats::{Bad, LATENCY_BUCKETS_US, VariantTotals};
 pub use crate::gateway::upstream::StreamError;
 
-use crate::api::{MODEL_HEADER, NODE_HEADER, VARIANT_HEADER, VERSION_HEADER};
+use crate::api::{MODEL_HEADER, ModelMetadata, NODE_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::clock;
 use crate::core::gate::RouteEvidence;
 use crate::core::ids::{Digest, ModelId, NodeId, RouteName, Time};
 use crate::core::io::Applied;
 use crate::core::state::{Model, Route, RoutingState};
+use crate::gateway::backend::Backend;
 use crate::gateway::mirror::Mirror;
 use crate::gateway::models::Models;
 use crate::gateway::repository::Repository;
@@ -103,6 +104,17 @@ impl Default for Options {
             fail_canary: false,
         }
     }
+}
+
+/// What is known here of the model that answers for a route.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Served {
+    /// It is not loaded: why.
+    Missing(String),
+    /// A model server answers, which alone knows what the model is.
+    Elsewhere,
+    /// It is computed in this process.
+    Here(ModelMetadata),
 }
 
 /// A node's data plane.
@@ -274,6 +286,25 @@ impl Gateway {
             }
         }
         missing
+    }
+
+    /// What is known here of the stable model of a route; `None` if there is no such route. A canary that is not loaded changes nothing: until
+    /// it is, its requests go to stable.
+    pub fn served(&self, route: &RouteName) -> Option<Served> {
+        let snapshot = self.snapshot.load();
+        let RouteSnapshot { weights, stable, canary, .. } = snapshot.routes.get(route)?;
+        let canary = canary.as_ref().filter(|_| weights.canary > 0).and_then(|canary| canary.held.backend());
+        Some(match (stable.held.backend().map(Arc::as_ref), canary.map(Arc::as_ref)) {
+            (None, _) => Served::Missing(stable.held.missing().unwrap_or_default()),
+            (Some(Backend::Http(_)), _) => Served::Elsewhere,
+            (Some(Backend::Onnx(onnx)), canary) => {
+                let mut metadata = onnx.metadata(route);
+                if let Some(Backend::Onnx(canary)) = canary {
+                    metadata.versions.push(canary.version().to_owned());
+                }
+                Served::Here(metadata)
+            }
+        })
     }
 
     /// What every model did since the start of the process, for the metrics.

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use rten::{DataType, Dimension, Model, NodeId, RunOptions, Value, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
 
-use crate::core::ids::{Digest, ModelId};
+use crate::api::ModelMetadata;
+use crate::core::ids::{Digest, ModelId, RouteName};
 use crate::gateway::BODY_BYTES_MAX;
 use crate::gateway::elements::{Datatype, Elements};
 use crate::gateway::onnx_file;
@@ -17,6 +18,9 @@ use crate::gateway::workers::{Work, WorkError, Workers};
 
 /// Elements of one input that a warm-up inference sends at most. No request holds more: each takes two bytes of JSON.
 const WARM_UP_ELEMENTS_MAX: usize = BODY_BYTES_MAX / 2;
+
+/// The protocol's word for what models here are.
+const PLATFORM: &str = "onnx_onnxv1";
 
 /// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -51,6 +55,23 @@ impl Onnx {
     /// Answers a request.
     pub(crate) async fn infer(&self, call: Call) -> Result<Answer, InferError> {
         self.workers.run(call).await?
+    }
+
+    /// What answers call its version.
+    pub(crate) fn version(&self) -> &str {
+        &self.graph.version
+    }
+
+    /// What it is, for those who ask for this route's model.
+    pub(crate) fn metadata(&self, route: &RouteName) -> ModelMetadata {
+        let Graph { inputs, outputs, version, .. } = &*self.graph;
+        ModelMetadata {
+            name: route.to_string(),
+            versions: vec![version.clone()],
+            platform: PLATFORM.to_owned(),
+            inputs: inputs.iter().map(TensorSpec::metadata).collect(),
+            outputs: outputs.iter().map(TensorSpec::metadata).collect(),
+        }
     }
 
     /// One inference of zeros, with every open dimension 1: the same way that requests go.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::api::TensorMetadata;
 use crate::gateway::elements::{Datatype, Elements};
 
 /// Dimensions that one tensor may have.
@@ -24,6 +25,18 @@ pub(crate) enum Dim {
     Fixed(usize),
     /// Any size, but the same wherever the name stands.
     Named(String),
+}
+
+impl TensorSpec {
+    /// The same as the protocol describes it.
+    pub(crate) fn metadata(&self) -> TensorMetadata {
+        let size = |dim: &Dim| match dim {
+            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+            Dim::Named(_) => -1,
+        };
+        let shape = self.shape.as_ref().map_or_else(|| vec![-1], |dims| dims.iter().map(size).collect());
+        TensorMetadata { name: self.name.clone(), datatype: self.datatype.to_string(), shape }
+    }
 }
 
 impl fmt::Display for TensorSpec {

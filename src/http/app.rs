@@ -10,7 +10,7 @@ use tide::http::headers::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use tide::{Body, Endpoint, Middleware, Next, Request, Response, StatusCode};
 
 use super::request_id::{self, REQUEST_ID_HEADER};
-use super::resources::{events, health, history, index, members, metrics, openapi, peers, rollouts, routing, transactions};
+use super::resources::{events, health, history, index, members, metrics, models, openapi, peers, rollouts, routing, transactions};
 use super::{Control, Counters, Refusal, RolloutAction};
 
 /// What the caller of a request is told whose handler panicked.
@@ -49,6 +49,10 @@ pub(super) fn routes(control: Arc<dyn Control>, counters: Arc<Counters>) -> Rout
         .get("/v2", health::v2_server)
         .get("/v2/health/live", health::v2_live)
         .get("/v2/health/ready", health::v2_ready)
+        .get("/v2/models/:route", models::v2_metadata)
+        .get("/v2/models/:route/ready", models::v2_ready)
+        .get("/v1/models", models::v1_list)
+        .get("/v1/models/:route", models::v1_ready)
         .get("/metrics", metrics::exposition)
         .get("/peers", peers::list)
         .get("/members", members::list)

@@ -208,6 +208,22 @@ impl Control for Fake {
         Readiness::of(vec![check("log", true), check("caught-up", self.ready), lease])
     }
 
+    fn model(&self, route: &RouteName) -> Option<RouteModel> {
+        let tensor = |name: &str, size| TensorMetadata { name: name.to_owned(), datatype: "FP32".to_owned(), shape: vec![-1, size] };
+        let metadata = match route.as_str() {
+            "default" => Ok(ModelMetadata {
+                name: route.to_string(),
+                versions: vec!["cc04a196".to_owned()],
+                platform: "onnx_onnxv1".to_owned(),
+                inputs: vec![tensor("pixels", 64)],
+                outputs: vec![tensor("probabilities", 10)],
+            }),
+            "other" => Err(Refusal::new(501, "metadata_unknown", "a model server answers")),
+            _ => return None,
+        };
+        Some(RouteModel { ready: self.ready, metadata })
+    }
+
     fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, History> {
         let entry = |slot| HistoryEntry {
             slot,

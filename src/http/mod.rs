@@ -67,6 +67,8 @@ pub trait Control: Send + Sync + 'static {
     fn health(&self) -> api::Health;
     /// `GET /readyz`.
     fn ready(&self) -> Readiness;
+    /// The stable model of a route; `None` if there is no such route.
+    fn model(&self, route: &RouteName) -> Option<RouteModel>;
     /// At most `limit` decisions, oldest first, beginning at slot `from`; without it, the newest ones.
     fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, api::History>;
     /// What this node knows of a transaction.
@@ -98,6 +100,15 @@ pub trait Control: Send + Sync + 'static {
     fn events(&self) -> Arc<LiveEvents>;
     /// The node's numbers for `GET /metrics`; the front adds its own, which begin with `canary_mesh_http_`.
     fn metrics(&self) -> Vec<Metric>;
+}
+
+/// The stable model of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteModel {
+    /// It is loaded.
+    pub ready: bool,
+    /// What it is, or why that is not known.
+    pub metadata: Result<api::ModelMetadata, Refusal>,
 }
 
 /// What is done to a rollout that there is.

@@ -18,8 +18,8 @@ use crate::core::message::Head;
 use crate::core::rollout::RolloutId;
 use crate::core::state::{CanaryChange, Change, ChangeError, Kind, Model, Route, RouteChange, RoutingState, Transaction};
 use crate::core::value::{AbortCause, CastVote, Decision, Value};
-use crate::gateway::Gateway;
-use crate::http::{self, Check, Readiness, Refusal};
+use crate::gateway::{Gateway, Served};
+use crate::http::{self, Check, Readiness, Refusal, RouteModel};
 use crate::mesh::Mesh;
 use crate::node::events::Events;
 use crate::node::turns::{LogFigures, Turn};
@@ -362,6 +362,19 @@ impl http::Control for ControlPlane {
             check("running", &Vec::from_iter(stopping)),
             lease,
         ])
+    }
+
+    fn model(&self, route: &RouteName) -> Option<RouteModel> {
+        Some(match self.gateway.served(route)? {
+            Served::Here(metadata) => RouteModel { ready: true, metadata: Ok(metadata) },
+            Served::Elsewhere => {
+                let sentence = format!("route {route} is answered by a model server, which alone knows its inputs and outputs; ask it");
+                RouteModel { ready: true, metadata: Err(Refusal::new(501, "metadata_unknown", sentence)) }
+            }
+            Served::Missing(why) => {
+                RouteModel { ready: false, metadata: Err(Refusal::new(503, "model_not_loaded", format!("route {route}: {why}"))) }
+            }
+        })
     }
 
     fn history(&self, from: Option<Slot>, limit: usize) -> BoxFuture<'_, api::History> {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use rten_onnx::onnx::{
@@ -13,8 +13,11 @@ use rten_onnx::onnx::{
 };
 use serde_json::{Value, json};
 
-use super::rig::{Answer, ask, demo, digits, model, node, post, route_loaded, route_name, run, state, whole};
-use crate::gateway::{Gateway, Options};
+use super::rig::{
+    Answer, Server, ask, demo, digits, full, gateway_to, model, node, post, route_loaded, route_name, run, state, until, whole,
+};
+use crate::api::{ModelMetadata, TensorMetadata};
+use crate::gateway::{Gateway, Options, Served};
 
 fn arg_max(row: &[Value]) -> u64 {
     let mut best = (0, f64::MIN);
@@ -183,6 +186,34 @@ fn binary_data_comes_and_goes_beside_the_json() {
         assert_eq!((refused.status, refused.error_code().as_str()), (400, "invalid_request"));
         assert!(refused.message().contains("header inference-header-content-length must be a number of bytes"), "{}", refused.message());
     }
+}
+
+#[test]
+fn what_a_model_wants_and_gives_is_known_as_soon_as_it_is_loaded() {
+    let gateway = demo();
+    let server = Server::start(|_| std::future::ready(Response::new(full("{}"))));
+    assert_eq!(gateway.served(&route_name()), None, "no route yet");
+    route_loaded(&gateway, &state(1, "digits-v1", Some(("digits-v2", 100))));
+    let tensor = |name: &str, size| TensorMetadata { name: name.into(), datatype: "FP32".into(), shape: vec![-1, size] };
+    let versions = ["digits-v1", "digits-v2"].map(|id| run(gateway.digest(&model(id).id)).unwrap().short());
+    let expected = ModelMetadata {
+        name: "default".into(),
+        versions: versions.to_vec(),
+        platform: "onnx_onnxv1".into(),
+        inputs: vec![tensor("pixels", 64)],
+        outputs: vec![tensor("probabilities", 10)],
+    };
+    assert_eq!(gateway.served(&route_name()), Some(Served::Here(expected.clone())));
+    route_loaded(&gateway, &state(2, "digits-v1", Some(("digits-v2", 0))));
+    let alone = ModelMetadata { versions: versions[..1].to_vec(), ..expected };
+    assert_eq!(gateway.served(&route_name()), Some(Served::Here(alone)), "a canary without a share answers nobody");
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(gateway_to(&server, dir.path(), "").served(&route_name()), Some(Served::Elsewhere));
+    gateway.route(&state(3, "missing", None));
+    until(
+        "it is known to be missing",
+        || matches!(gateway.served(&route_name()), Some(Served::Missing(why)) if why.contains("model missing is not in models/")),
+    );
 }
 
 /// Writes a model of one operator: `y = op(inputs)`.

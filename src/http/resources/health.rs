@@ -39,7 +39,7 @@ pub(crate) async fn readyz(request: Request<State>) -> tide::Result {
 
 /// Open Inference Protocol: what serves here.
 pub(crate) async fn v2_server(_: Request<State>) -> tide::Result {
-    json(200, &value!({ "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"), "extensions": [] }))
+    json(200, &value!({ "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION"), "extensions": ["binary_tensor_data"] }))
 }
 
 /// Open Inference Protocol: the process answers.
@@ -81,7 +81,8 @@ mod tests {
         assert_eq!(answer("/livez").body, "ok\n");
         assert_eq!((answer("/v2/health/ready").status, answer("/v2/health/ready").json()), (200, json!({"ready": true})));
         assert_eq!(answer("/v2/health/live").json(), json!({"live": true}));
-        assert_eq!(answer("/v2").json()["name"], json!("canary-mesh"));
+        let server = answer("/v2").json();
+        assert_eq!((&server["name"], &server["extensions"]), (&json!("canary-mesh"), &json!(["binary_tensor_data"])));
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub(super) mod history;
 pub(super) mod index;
 pub(super) mod members;
 pub(super) mod metrics;
+pub(super) mod models;
 pub(super) mod openapi;
 pub(super) mod peers;
 pub(super) mod rollouts;

@@ -86,7 +86,7 @@ mod tests {
         let kind = match value {
             Value::Null => "null",
             Value::Bool(_) => "boolean",
-            Value::Number(n) if n.is_u64() => "integer",
+            Value::Number(n) if n.is_u64() || n.is_i64() => "integer",
             Value::Number(_) => "number",
             Value::String(_) => "string",
             Value::Array(_) => "array",
@@ -151,12 +151,23 @@ mod tests {
             "/v2",
             "/v2/health/live",
             "/v2/health/ready",
+            "/v1/models",
         ] {
             let answer = get(Fake::default(), path);
             check(&document, schema_of(&document, "get", path, 200), &answer.json(), path).unwrap();
         }
         let receipt = get(Fake::default(), "/transactions/node-a-1-7").json();
         check(&document, schema_of(&document, "get", "/transactions/{txid}", 200), &receipt, "receipt").unwrap();
+        for (path, asked) in [
+            ("/v2/models/{route}", "/v2/models/default"),
+            ("/v2/models/{route}", "/v2/models/other"),
+            ("/v2/models/{route}", "/v2/models/nope"),
+            ("/v2/models/{route}/ready", "/v2/models/default/ready"),
+            ("/v1/models/{route}", "/v1/models/default"),
+        ] {
+            let answer = get(Fake::default(), asked);
+            check(&document, schema_of(&document, "get", path, answer.status), &answer.json(), asked).unwrap();
+        }
         let one = get(Fake::default(), "/rollouts/r7").json();
         check(&document, schema_of(&document, "get", "/rollouts/{id}", 200), &one, "rollout").unwrap();
         let stopping = Fake::default();
