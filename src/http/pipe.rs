@@ -159,13 +159,17 @@ impl Pipe {
         }
     }
 
-    /// Passes on what is there. Ready when all of it has gone.
-    pub(super) fn poll(&mut self, cx: &Context<'_>, source: &Stream, input: &mut Input, sink: &Stream) -> Poll<Result<(), Broken>> {
+    /// Passes on what is there; throws it away if nobody takes it. Ready when all of it has gone.
+    pub(super) fn poll(&mut self, cx: &Context<'_>, source: &Stream, input: &mut Input, sink: Option<&Stream>) -> Poll<Result<(), Broken>> {
+        let write = |bytes: &[u8]| match sink {
+            Some(sink) => sink.poll_write(cx, bytes).map_err(|_| Broken::Sink),
+            None => Poll::Ready(Ok(bytes.len())),
+        };
         for _ in 0..PIECES_PER_TURN_MAX {
             self.waits_for_source = false;
             let direct = !self.chunked && matches!(self.from, From::Length(_) | From::UntilClose);
             if !self.pending().is_empty() {
-                let written = ready!(sink.poll_write(cx, self.pending())).map_err(|_| Broken::Sink)?;
+                let written = ready!(write(self.pending()))?;
                 self.sent += written;
                 self.moved = eventloop::now();
                 if self.sent == self.pending.len() {
@@ -191,8 +195,7 @@ impl Pipe {
             } else if direct {
                 let held = input.held();
                 let most = if let From::Length(left) = self.from { usize::try_from(left).unwrap_or(usize::MAX) } else { usize::MAX };
-                let written =
-                    ready!(sink.poll_write(cx, held.get(..most.min(held.len())).unwrap_or_default())).map_err(|_| Broken::Sink)?;
+                let written = ready!(write(held.get(..most.min(held.len())).unwrap_or_default()))?;
                 self.moved = eventloop::now();
                 self.passed(written, input);
             } else {

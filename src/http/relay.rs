@@ -379,7 +379,7 @@ impl Connection {
         if answer.status == 101 {
             return self.tunnel(server).await;
         }
-        let then = self.pass_back(job, answer, &mut upload, &mut server).await;
+        let then = self.pass_back(job, answer, &mut upload, body_begun, &mut server).await;
         match then {
             Ok((then, server_keeps)) => {
                 if server_keeps {
@@ -475,7 +475,7 @@ impl Connection {
             let timeout = job.upstream.timeout();
             let read = poll_fn(|cx| {
                 if !deaf && !upload.is_over() {
-                    match upload.poll(cx, stream, input, &server.stream) {
+                    match upload.poll(cx, stream, input, Some(&server.stream)) {
                         Poll::Ready(Err(Broken::Sink)) => deaf = true,
                         Poll::Ready(Err(broken)) => return Poll::Ready(Err(of_caller(&broken))),
                         Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -546,14 +546,20 @@ impl Connection {
     }
 
     /// Writes the answer to the caller, and says whether the server's connection can be used again.
-    async fn pass_back(&mut self, job: &Job<'_>, answer: Answer, upload: &mut Pipe, server: &mut Connected) -> Result<(Then, bool), Ended> {
+    async fn pass_back(
+        &mut self,
+        job: &Job<'_>,
+        answer: Answer,
+        upload: &mut Pipe,
+        body_begun: Instant,
+        server: &mut Connected,
+    ) -> Result<(Then, bool), Ended> {
         let Job { facts, upstream, .. } = job;
-        let chunked = answer.facts.framed != Framed::UntilClose && matches!(answer.facts.framed, Framed::Chunked)
-            || answer.facts.framed == Framed::UntilClose;
-        let chunked = chunked && facts.minor == 1;
+        let chunked = facts.minor == 1 && !matches!(answer.facts.framed, Framed::Length(_));
         let has_end = chunked || matches!(answer.facts.framed, Framed::Length(_));
-        // A server that has answered before it had all of the request does not want the rest.
-        let keep = facts.keep_alive && upload.is_over() && has_end && !self.lane.is_stopping();
+        // Who is told of an error before all of the request was sent need not send the rest. Any other one is heard out.
+        let heard = upload.is_over() || answer.status < 400;
+        let keep = facts.keep_alive && heard && has_end && !self.lane.is_stopping();
         if chunked {
             self.out.extend_from_slice(b"transfer-encoding: chunked\r\n");
         }
@@ -582,15 +588,15 @@ impl Connection {
             let passed = poll_fn(|cx| {
                 if !deaf && !upload.is_over() {
                     // The answer is what counts, whatever became of the rest of the request.
-                    deaf = matches!(upload.poll(cx, stream, input, &server.stream), Poll::Ready(Err(_)));
+                    deaf = matches!(upload.poll(cx, stream, input, Some(&server.stream)), Poll::Ready(Err(_)));
                 }
-                match download.poll(cx, &server.stream, &mut server.input, stream) {
+                match download.poll(cx, &server.stream, &mut server.input, Some(stream)) {
                     Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Err(Ended::ByCaller)),
                     Poll::Ready(Err(Broken::Source | Broken::Malformed(_))) => return Poll::Ready(Err(Ended::ByServer)),
                     Poll::Pending => {}
                 }
-                if upload.is_over() && stream.poll_hung_up(cx).is_ready() {
+                if (deaf || upload.is_over()) && stream.poll_hung_up(cx).is_ready() {
                     return Poll::Ready(Err(Ended::ByCaller));
                 }
                 if download.waits_for_source {
@@ -603,8 +609,33 @@ impl Connection {
             });
             passed.await?;
         }
-        let server_keeps = answer.facts.keep_alive && upload.is_over();
-        Ok((if keep { Then::Next } else { Then::Close }, server_keeps))
+        if !keep {
+            return Ok((Then::Close, answer.facts.keep_alive && upload.is_over()));
+        }
+        let taken = upload.is_over() || self.hear_out(upload, body_begun, server, deaf).await;
+        Ok((if upload.is_over() { Then::Next } else { Then::Close }, answer.facts.keep_alive && taken))
+    }
+
+    /// Passes on the rest of a request that was answered before its end, or throws it away if the server does not want it, so that the
+    /// caller's connection can go on. Whether the server had all of it.
+    async fn hear_out(&mut self, upload: &mut Pipe, body_begun: Instant, server: &Connected, mut deaf: bool) -> bool {
+        let Connection { lane, stream, input, deadline, .. } = self;
+        let limits = lane.front.limits();
+        poll_fn(|cx| {
+            loop {
+                let sink = Some(&server.stream).filter(|_| !deaf && !server.stream.is_hung_up());
+                deaf |= sink.is_none();
+                match upload.poll(cx, stream, input, sink) {
+                    Poll::Ready(Err(Broken::Sink)) => deaf = true,
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+            }
+            let stalled = upload.moved + Duration::from_millis(limits.stall_ms_max);
+            deadline.poll_past(cx, stalled.min(late(limits, body_begun, upload.bytes)))
+        })
+        .await;
+        !deaf && upload.is_over()
     }
 
     /// Passes on whatever comes, in both directions, until both have ended.
@@ -617,7 +648,7 @@ impl Connection {
         let Connection { stream, input, deadline, .. } = &mut *self;
         poll_fn(|cx| {
             if !up_over {
-                match up.poll(cx, stream, input, &server.stream) {
+                match up.poll(cx, stream, input, Some(&server.stream)) {
                     Poll::Ready(Ok(())) => {
                         up_over = true;
                         server.stream.shut_down();
@@ -627,7 +658,7 @@ impl Connection {
                 }
             }
             if !down_over {
-                match down.poll(cx, &server.stream, &mut server.input, stream) {
+                match down.poll(cx, &server.stream, &mut server.input, Some(stream)) {
                     Poll::Ready(Ok(())) => {
                         down_over = true;
                         stream.shut_down();
