@@ -25,6 +25,7 @@ use super::caller::{Input, send};
 use super::chunked::{Chunks, Piece, write_chunk};
 use super::front::Target;
 use super::head::{self, Facts, Framed, Lines, PARSED_HEADERS_MAX, RequestHead};
+use super::pipe::PIECES_PER_TURN_MAX;
 use super::pool::{Pool, UPSTREAM_IDLE_MS_MAX};
 use super::request_id::RequestId;
 use super::{BODY_BYTES_PER_S_MIN, Body, BodyError, Front, Limits, Refusal};
@@ -170,6 +171,8 @@ impl Connection {
                 }
             };
             match self.request(length).await {
+                // The caller has sent the next one already, and may have sent many: the others have their turn between them.
+                Then::Next if !self.input.is_empty() => eventloop::yield_now().await,
                 Then::Next => {}
                 Then::Close => return self.linger().await,
                 Then::Cut => return,
@@ -188,9 +191,14 @@ impl Connection {
         let mut searched = 0;
         let mut since = eventloop::now();
         let mut begun = false;
+        let mut line_ends = 0;
         loop {
             while self.input.held().starts_with(b"\r\n") {
                 self.input.use_up(2);
+                line_ends += 2;
+            }
+            if line_ends > self.limits().head_bytes_max {
+                return Err(head::too_large(self.limits()));
             }
             let held = self.input.held();
             if let Some(first) = held.first() {
@@ -295,7 +303,7 @@ impl Connection {
         let Some(response) = response.filter(|_| !gone) else { return Then::Cut };
         if !whole {
             // A short body that is there already is skipped, and the connection goes on.
-            whole = self.skip(facts);
+            whole = self.skip(facts.framed);
         }
         let keep = facts.keep_alive && whole && !self.lane.is_stopping();
         match self.respond(response, &[], facts.minor, head_only, keep).await {
@@ -305,9 +313,9 @@ impl Connection {
         }
     }
 
-    /// Uses up a body that has a length and is there as a whole.
-    pub(super) fn skip(&mut self, facts: Facts) -> bool {
-        match facts.framed {
+    /// Uses up a body, or what is left of one, that has a length and is there as a whole.
+    pub(super) fn skip(&mut self, left: Framed) -> bool {
+        match left {
             Framed::Length(length) if usize::try_from(length).is_ok_and(|length| length <= self.input.held().len()) => {
                 self.input.use_up(length as usize);
                 true
@@ -356,6 +364,7 @@ impl Connection {
         self.go_on(facts).await?;
         let begun = eventloop::now();
         let mut body = BytesMut::new();
+        let mut pieces = 0;
         loop {
             let held = self.input.held();
             let to_come = match (&mut chunks, facts.framed) {
@@ -386,6 +395,10 @@ impl Connection {
                 (None, _) => return Ok(Bytes::new()),
             };
             self.fill(begun, body.len() as u64, to_come).await?;
+            pieces += 1;
+            if pieces % PIECES_PER_TURN_MAX == 0 {
+                eventloop::yield_now().await;
+            }
         }
     }
 

@@ -146,6 +146,10 @@ pub(super) fn request<'h, 'b>(head: &'b [u8], lines: &'h mut Lines<'b>, limits: 
 
 /// Parses a complete head of an answer; `to` is the method that it answers. The error says what is wrong with it.
 pub(super) fn answer<'h, 'b>(head: &'b [u8], lines: &'h mut Lines<'b>, to: &str) -> Result<AnswerHead<'h, 'b>, String> {
+    // The parser would skip a line end before it, and where lines begin would not be where they are copied from.
+    if !head.starts_with(b"HTTP/") {
+        return Err("its head does not begin with a status line".to_owned());
+    }
     let mut answer = httparse::Response::new(&mut []);
     match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut answer, head, lines) {
         Ok(httparse::Status::Complete(_)) => {}
@@ -168,7 +172,10 @@ pub(super) fn answer<'h, 'b>(head: &'b [u8], lines: &'h mut Lines<'b>, to: &str)
     };
     let facts = seen.facts(minor, framed);
     let lines_at = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
-    Ok(AnswerHead { status, headers, facts: Facts { keep_alive: facts.keep_alive && framed != Framed::UntilClose, ..facts }, lines_at })
+    // Who announces a body where there can be none may send it, and the next answer would begin within it.
+    let bodiless = status < 200 || status == 204;
+    let ends = framed != Framed::UntilClose && !(bodiless && (seen.chunked || seen.length.is_some_and(|length| length > 0)));
+    Ok(AnswerHead { status, headers, facts: Facts { keep_alive: facts.keep_alive && ends, ..facts }, lines_at })
 }
 
 fn malformed(error: httparse::Error) -> Refusal {
@@ -186,7 +193,8 @@ fn malformed(error: httparse::Error) -> Refusal {
 fn origin_form(target: &str) -> &str {
     let scheme = target.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("http://"));
     match scheme.and_then(|_| target.get(7..)) {
-        Some(rest) => rest.find('/').and_then(|at| rest.get(at..)).unwrap_or("/"),
+        // A '/' within the query is not the path's.
+        Some(rest) => rest.find(['/', '?', '#']).and_then(|at| rest.get(at..)).filter(|path| path.starts_with('/')).unwrap_or("/"),
         None => target,
     }
 }
@@ -370,7 +378,9 @@ mod tests {
 
     #[test]
     fn a_target_that_names_the_server_is_its_path() {
-        for (target, path) in [("/a?b", "/a?b"), ("http://h:1/a?b", "/a?b"), ("HTTP://h", "/"), ("*", "*"), ("h:80", "h:80")] {
+        for (target, path) in
+            [("/a?b", "/a?b"), ("http://h:1/a?b", "/a?b"), ("HTTP://h", "/"), ("http://h?a=/predict", "/"), ("*", "*"), ("h:80", "h:80")]
+        {
             assert_eq!(read(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")).unwrap().1, path);
         }
     }
@@ -405,6 +415,11 @@ mod tests {
         assert_eq!(framed("POST", "HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n"), Ok((Framed::Length(3), false)));
         assert_eq!(framed("POST", "HTTP/1.1 204 No\r\n\r\n"), Ok((Framed::Length(0), true)));
         assert_eq!(framed("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n"), Ok((Framed::Length(0), true)));
+        // A body where there can be none.
+        assert_eq!(framed("POST", "HTTP/1.1 204 No\r\nContent-Length: 3\r\n\r\n"), Ok((Framed::Length(0), false)));
+        assert_eq!(framed("POST", "HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n"), Ok((Framed::Length(0), false)));
+        assert_eq!(framed("POST", "HTTP/1.1 204 No\r\nContent-Length: 0\r\n\r\n"), Ok((Framed::Length(0), true)));
+        assert_eq!(framed("POST", "HTTP/1.1 304 No\r\nContent-Length: 3\r\n\r\n"), Ok((Framed::Length(0), true)));
         assert!(framed("POST", "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
         assert!(framed("POST", "ICY 200 OK\r\n\r\n").is_err());
     }

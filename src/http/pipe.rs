@@ -9,7 +9,7 @@ use super::head::Framed;
 use crate::eventloop::{self, Stream};
 
 /// Pieces that are passed on before others have their turn.
-const PIECES_PER_TURN_MAX: usize = 16;
+pub(super) const PIECES_PER_TURN_MAX: usize = 16;
 /// Data that is gathered for one write, in bytes.
 const GATHERED_BYTES_MAX: usize = 64 * 1024;
 
@@ -64,6 +64,16 @@ impl Pipe {
     /// Whether all of it has gone.
     pub(super) fn is_over(&self) -> bool {
         self.read && self.sent == self.pending.len()
+    }
+
+    /// What has not been taken from the source's buffer yet, nor from the source.
+    pub(super) fn left(&self) -> Framed {
+        match self.from {
+            _ if self.read => Framed::Length(0),
+            From::Length(left) => Framed::Length(left),
+            From::Chunks(_) => Framed::Chunked,
+            From::UntilClose => Framed::UntilClose,
+        }
     }
 
     /// Takes from the source what can go with a head, in one write: some of its buffer as it is, or else what is now pending. The caller

@@ -28,8 +28,11 @@ pub(super) type Key = (u64, usize);
 #[derive(Default)]
 pub(super) struct Pool {
     /// A list, as a node has few model servers and each request looks its own up.
-    idle: RefCell<Vec<(Key, Vec<(Instant, Connected)>)>>,
+    idle: RefCell<Vec<(Key, Idle)>>,
 }
+
+/// Those to one server, with the moment since which each is idle.
+type Idle = Vec<(Instant, Connected)>;
 
 impl Pool {
     /// The connection that was used last, so that the others grow old and go.

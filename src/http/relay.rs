@@ -26,7 +26,7 @@ use super::{Body, FORWARDED_BODY_BYTES_MAX, Refusal, TUNNEL_IDLE_MS_MAX};
 use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
 use crate::clock::time;
 use crate::core::ids::Time;
-use crate::eventloop;
+use crate::eventloop::{self, Deadline, Stream};
 use crate::gateway::forward::{self, Chosen, Permit, Plan, Routing, Upstream, UpstreamError};
 use crate::gateway::headers::{Fields, is_hop_by_hop};
 
@@ -213,9 +213,9 @@ impl Connection {
         let Forward { routing, chosen, permit, facts, id, server_lines, target, method } = forward;
         let (chosen, upstream) = match chosen {
             Ok(chosen) => chosen,
-            Err(refusal) => return self.refuse_forward(None, refusal, routing, facts, id, false).await,
+            Err(refusal) => return self.refuse_forward(None, refusal, routing, facts, id, facts.framed).await,
         };
-        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), latency: None, read: false };
+        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), latency: None, left: facts.framed };
         match self.pass(&mut job, permit, server_lines, &target).await {
             Ok(then) => then,
             Err(Failed::Gone) => Then::Cut,
@@ -224,7 +224,7 @@ impl Connection {
                 let latency_us = job.latency.unwrap_or_else(|| job.asked.elapsed()).as_micros() as u64;
                 let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
                 gateway.count(&job.chosen, latency_us, Err(&refusal));
-                self.refuse_forward(Some(&job.chosen), refusal, routing, facts, id, job.read).await
+                self.refuse_forward(Some(&job.chosen), refusal, routing, facts, id, job.left).await
             }
             Err(Failed::Limit(refusal)) => {
                 let response = self.lane.front.refusal(&refusal, id);
@@ -241,14 +241,14 @@ impl Connection {
         routing: &Routing,
         facts: Facts,
         id: RequestId,
-        read: bool,
+        left: Framed,
     ) -> Then {
         let mut lines = Vec::new();
         routing.name_in(chosen, &mut lines);
         super::connection::line(REQUEST_ID_HEADER, id.as_bytes(), &mut lines);
         self.lane.front.counters().answered(Answered::Predict, refusal.status.as_u16());
         let response = refusal.answer(id.as_str().to_owned()).map(Body::from);
-        let keep = facts.keep_alive && (read || self.skip(facts)) && !self.lane.is_stopping();
+        let keep = facts.keep_alive && self.skip(left) && !self.lane.is_stopping();
         match self.respond(response, &lines, facts.minor, false, keep).await {
             Ok(()) if keep => Then::Next,
             Ok(()) => Then::Close,
@@ -282,7 +282,7 @@ impl Connection {
             if let Some(connected) = lane.pool.take(key) {
                 return Ok((permit, connected, true));
             }
-            let connected = self.connect_to(job, &permit).await;
+            let connected = Self::connect_to(&self.stream, &mut self.deadline, job, &permit).await;
             match connected {
                 Ok(connected) => return Ok((permit, connected, false)),
                 Err(Failed::Refused(_)) if retries > 0 && endpoints.all().len() > 1 => {
@@ -304,10 +304,10 @@ impl Connection {
         }
     }
 
-    async fn connect_to(&mut self, job: &Job<'_>, permit: &Permit) -> Result<Connected, Failed> {
+    /// Connects to one server, unless the caller goes away.
+    async fn connect_to(stream: &Stream, deadline: &mut Deadline, job: &Job<'_>, permit: &Permit) -> Result<Connected, Failed> {
         let limit = job.upstream.connect_timeout();
         let (address, until) = (permit.address(), eventloop::now() + limit);
-        let (deadline, stream) = (&mut self.deadline, &self.stream);
         let mut connecting = std::pin::pin!(connect(address.host(), address.port()));
         poll_fn(|cx| {
             if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
@@ -350,7 +350,12 @@ impl Connection {
 
         let mut upload = Pipe::new(job.facts.framed, job.facts.framed == Framed::Chunked);
         let body_begun = eventloop::now();
-        self.send_request(&mut upload, &mut server, &permit, reused, job).await?;
+        let sent = self.send_request(&mut upload, &mut server, &permit, reused, job).await;
+        sent.inspect_err(|failed| {
+            if matches!(failed, Failed::Refused(_)) {
+                permit.failed(time());
+            }
+        })?;
 
         // The answer's head, while the rest of the request's body goes on.
         let answer = loop {
@@ -360,7 +365,7 @@ impl Connection {
                     if matches!(error, UpstreamError::Lost(..)) {
                         permit.failed(time());
                     }
-                    job.read = upload.is_over();
+                    job.left = upload.left();
                     job.latency = Some(waited + upload.moved.elapsed());
                     return Err(Failed::Refused(error));
                 }
@@ -374,9 +379,8 @@ impl Connection {
         permit.answered();
         let status = http::StatusCode::from_u16(answer.status).unwrap_or(http::StatusCode::BAD_GATEWAY);
         gateway.count(&job.chosen, (waited + upload.moved.elapsed()).as_micros() as u64, Ok(status));
-        lane.front.counters().answered(Answered::Predict, answer.status);
-
         if answer.status == 101 {
+            lane.front.counters().answered(Answered::Predict, answer.status);
             return self.tunnel(server).await;
         }
         let then = self.pass_back(job, answer, &mut upload, body_begun, &mut server).await;
@@ -397,7 +401,7 @@ impl Connection {
                 permit.failed(time());
                 let error = UpstreamError::Lost(permit.address().to_string(), why.to_owned());
                 let refusal = forward::Refusal::of_upstream(&error, &job.chosen.who());
-                Ok(self.refuse_forward(Some(&job.chosen), refusal, job.routing, job.facts, job.id, upload.is_over()).await)
+                Ok(self.refuse_forward(Some(&job.chosen), refusal, job.routing, job.facts, job.id, upload.left()).await)
             }
             Err(Ended::ByCaller) => Ok(Then::Cut),
         }
@@ -423,9 +427,7 @@ impl Connection {
             let once = poll_fn(|cx| Poll::Ready(write_once(&server.stream, cx, &self.out, body))).await;
             let went = match once {
                 Err(_) if std::mem::take(&mut reused) => {
-                    let address = permit.address();
-                    let connected = connect(address.host(), address.port()).await;
-                    *server = connected.map_err(|error| Failed::Refused(UpstreamError::Connect(address.to_string(), error)))?;
+                    *server = Self::connect_to(&self.stream, &mut self.deadline, job, permit).await?;
                     continue;
                 }
                 Err(error) => return Err(Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string()))),
@@ -530,6 +532,8 @@ impl Connection {
                 7 if switches && name.eq_ignore_ascii_case("upgrade") => return false,
                 10 if switches && name.eq_ignore_ascii_case("connection") => return false,
                 12 if name.eq_ignore_ascii_case(REQUEST_ID_HEADER) => return true,
+                // Of a body that there is not.
+                14 if (switches || head.status == 204) && name.eq_ignore_ascii_case("content-length") => return true,
                 // What this node says of itself nobody says in its name.
                 13..=16 if name.get(..9).is_some_and(|name| name.eq_ignore_ascii_case("x-canary-")) => {
                     return !matches!(name.get(9..), Some(rest) if rest.eq_ignore_ascii_case("key"));
@@ -571,6 +575,8 @@ impl Connection {
             Broken::Malformed(why) => Ended::Malformed(why),
             Broken::Source | Broken::Sink => Ended::ByServer,
         })?;
+        // What could not even begin is answered, and counted, as a failure.
+        self.lane.front.counters().answered(Answered::Predict, answer.status);
         let body = match first {
             First::Held(count) => server.input.held().get(..count).unwrap_or_default(),
             First::Pending => download.pending(),
@@ -579,30 +585,40 @@ impl Connection {
         let stall_ms_max = self.limits().stall_ms_max;
         send(&self.stream, &mut self.deadline, &self.out, body, stall_ms_max).await.map_err(|_| Ended::ByCaller)?;
         download.went(first, &mut server.input);
+        // Until now it was the caller who was waited for.
+        download.moved = eventloop::now();
 
         let timeout = upstream.timeout();
-        let mut deaf = false;
+        let (mut deaf, mut broken_by_caller) = (false, false);
         while !download.is_over() {
             let Connection { lane, stream, input, deadline, .. } = &mut *self;
             let limits = lane.front.limits();
             let passed = poll_fn(|cx| {
                 if !deaf && !upload.is_over() {
-                    // The answer is what counts, whatever became of the rest of the request.
-                    deaf = matches!(upload.poll(cx, stream, input, Some(&server.stream)), Poll::Ready(Err(_)));
+                    // The answer is what counts, whatever became of the rest of the request: but who waits for it in vain is not to blame.
+                    if let Poll::Ready(Err(broken)) = upload.poll(cx, stream, input, Some(&server.stream)) {
+                        deaf = true;
+                        broken_by_caller = !matches!(broken, Broken::Sink);
+                    }
                 }
                 match download.poll(cx, &server.stream, &mut server.input, Some(stream)) {
                     Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                     Poll::Ready(Err(Broken::Sink)) => return Poll::Ready(Err(Ended::ByCaller)),
-                    Poll::Ready(Err(Broken::Source | Broken::Malformed(_))) => return Poll::Ready(Err(Ended::ByServer)),
+                    Poll::Ready(Err(Broken::Source | Broken::Malformed(_))) => {
+                        return Poll::Ready(Err(if broken_by_caller { Ended::ByCaller } else { Ended::ByServer }));
+                    }
                     Poll::Pending => {}
                 }
-                if (deaf || upload.is_over()) && stream.poll_hung_up(cx).is_ready() {
+                if (upload.is_over() || deaf) && stream.poll_hung_up(cx).is_ready() {
                     return Poll::Ready(Err(Ended::ByCaller));
                 }
                 if download.waits_for_source {
                     let since = if upload.is_over() { download.moved } else { download.moved.max(upload.moved) };
-                    ready!(deadline.poll_past(cx, since + timeout));
-                    return Poll::Ready(Err(Ended::ByServer));
+                    // The server may wait for the rest of the request.
+                    let waits_for_caller = broken_by_caller || !upload.is_over() && !deaf && upload.waits_for_source;
+                    let limit = if waits_for_caller { Duration::from_millis(limits.stall_ms_max) } else { timeout };
+                    ready!(deadline.poll_past(cx, since + limit));
+                    return Poll::Ready(Err(if waits_for_caller { Ended::ByCaller } else { Ended::ByServer }));
                 }
                 ready!(deadline.poll_past(cx, download.moved + Duration::from_millis(limits.stall_ms_max)));
                 Poll::Ready(Err(Ended::ByCaller))
@@ -689,8 +705,8 @@ struct Job<'s> {
     asked: Instant,
     /// How long it took until there was no answer; since `asked` if nothing of it was sent.
     latency: Option<Duration>,
-    /// All of its body has been read.
-    read: bool,
+    /// What has not been read yet of its body: what is skipped if there is no answer to it.
+    left: Framed,
 }
 
 /// An answer whose head has been read.
@@ -735,7 +751,7 @@ fn joined<'b>(head: &mut Vec<u8>, body: &'b [u8]) -> &'b [u8] {
 }
 
 /// Writes what is taken at once of both pieces.
-fn write_once(stream: &eventloop::Stream, cx: &std::task::Context<'_>, one: &[u8], two: &[u8]) -> std::io::Result<usize> {
+fn write_once(stream: &Stream, cx: &std::task::Context<'_>, one: &[u8], two: &[u8]) -> std::io::Result<usize> {
     let written = match two.is_empty() {
         true => stream.poll_write(cx, one),
         false => stream.poll_write_vectored(cx, &[std::io::IoSlice::new(one), std::io::IoSlice::new(two)]),

@@ -1,16 +1,18 @@
 //! What is passed on to model servers, over real sockets: the bytes that they get, and those that come back.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::executor::block_on;
 use futures::future::BoxFuture;
 
+use super::connection::{Connection as Answering, Lane};
 use super::tests::{Caller, PATIENCE, Served, post, serve, wait_until};
 use super::*;
 use crate::core::gate::Gate;
@@ -54,6 +56,11 @@ impl Connection {
         let mut read = vec![0; bytes];
         self.0.read_exact(&mut read).unwrap();
         String::from_utf8(read).unwrap()
+    }
+
+    /// Ends it as a process does that dies: what it has not read is lost, and whoever writes to it hears of that.
+    fn reset(self) {
+        rustix::net::sockopt::set_socket_linger(self.0.get_ref(), Some(Duration::ZERO)).unwrap();
     }
 
     fn say(&mut self, bytes: impl AsRef<[u8]>) {
@@ -170,6 +177,47 @@ impl Mesh {
     fn bad(&self) -> u64 {
         self.gateway.totals().iter().flat_map(|totals| totals.bad.iter().map(|(_, count)| count)).sum()
     }
+}
+
+/// Serves a connection on this thread, where the caller is too: what it does between two of its waits happens at once for the front.
+fn beside(mesh: &Mesh, peer: Option<IpAddr>, act: impl AsyncFnOnce(UnixStream)) {
+    let front = Arc::clone(&mesh.served.front);
+    crate::eventloop::run(async move {
+        let (caller, theirs) = UnixStream::pair().unwrap();
+        caller.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        // As small as it can be, so that a caller who does not read is felt at once.
+        rustix::net::sockopt::set_socket_send_buffer_size(&theirs, 1).unwrap();
+        let stream = crate::eventloop::Stream::new(theirs.into()).unwrap();
+        let serving = crate::eventloop::spawn(Answering::new(Lane::new(front), stream, peer).serve());
+        act(caller).await;
+        drop(serving);
+    })
+    .unwrap();
+}
+
+/// What is found when it is looked for again and again, while the loop goes on.
+async fn found<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = find() {
+            return found;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited for {what}");
+        crate::eventloop::yield_now().await;
+    }
+}
+
+/// What a caller gets, up to this end of it.
+async fn heard(caller: &mut UnixStream, end: &str) -> String {
+    let mut all = Vec::new();
+    found(end, || {
+        let mut part = [0; 4096];
+        let read = caller.read(&mut part).unwrap_or(0);
+        all.extend_from_slice(&part[..read]);
+        all.ends_with(end.as_bytes()).then(|| String::from_utf8_lossy(&all).into_owned())
+    })
+    .await
 }
 
 #[test]
@@ -449,6 +497,7 @@ fn who_failed_and_how_is_said_and_counted() {
         ("HTTP/1.1 200 OK\nContent-Length: 0\n\n", "", 502, "upstream_hung_up"),
         ("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "", 502, "upstream_hung_up"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx", "", 502, "upstream_hung_up"),
+        ("\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "", 502, "upstream_hung_up"),
         ("silence", r#", "timeout_ms": 100"#, 504, "upstream_timeout"),
     ] {
         let server = Server::start(move |mut connection| {
@@ -466,6 +515,9 @@ fn who_failed_and_how_is_said_and_counted() {
         assert_eq!(refused.error(), (status, code.into()), "{answer:?}");
         assert!(refused.message().contains(&server.address) && refused.head.contains("x-canary-variant: stable\r\n"), "{refused:?}");
         assert_eq!(mesh.bad(), 1, "{answer:?}");
+        let answers = ["2xx", "5xx"]
+            .map(|class| mesh.served.number(&format!("canary_mesh_http_answers_total{{answered_by=\"predict\",class=\"{class}\"}}")));
+        assert_eq!(answers, [0.0, 1.0], "{answer:?}: one answer, and the one that the caller has got");
         assert_eq!(caller.ask("GET /livez HTTP/1.1\r\nHost: h\r\n\r\n").status, 200, "the connection goes on");
     }
     let mesh = passing_on(&format!("\"http://{}\"", nobody()), "");
@@ -716,4 +768,161 @@ fn a_new_state_is_in_force_for_the_next_request_on_every_connection() {
     gateway.lease(Time(0));
     callers[0].send(post("/predict", "Content-Length: 0", ""));
     assert!(callers[0].head().contains("x-canary-reason: lease-expired\r\n"));
+}
+
+#[test]
+fn of_a_body_that_is_not_passed_on_to_its_end_the_rest_is_skipped_and_nothing_behind_it() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| match connection.head().first() {
+        Some(line) if line.contains("?cut") => tell.send(connection).unwrap(),
+        Some(line) if line.starts_with("POST") => connection.say(ok("done")),
+        _ => {}
+    });
+    let mesh = Mesh::to(&server);
+    beside(&mesh, None, async |mut caller| {
+        caller.write_all(post("/predict?cut", "Content-Length: 30000", &"x".repeat(10_000)).as_bytes()).unwrap();
+        let connection = found("the request", || told.try_recv().ok()).await;
+        // The rest is there when the server breaks off, and so is the next request. Behind as many bytes as the whole body had there is in
+        // its body what must not be taken for a third.
+        let within = "GET /livez HTTP/1.1\r\nHost: h\r\n\r\n";
+        let length = 10_000 - post("/predict", "Content-Length: 00000", "").len() + within.len();
+        let next = post("/predict", &format!("Content-Length: {length:05}"), &format!("{}{within}", "y".repeat(length - within.len())));
+        caller.write_all(format!("{}{next}", "x".repeat(20_000)).as_bytes()).unwrap();
+        connection.reset();
+        let answers = heard(&mut caller, "\r\n\r\ndone").await;
+        assert!(answers.starts_with("HTTP/1.1 502 ") && !answers.contains("text/plain"), "{answers}");
+    });
+}
+
+#[test]
+fn a_server_is_not_to_blame_if_the_caller_does_not_go_on_after_the_answer_has_begun() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            connection.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            let mut rest = Vec::new();
+            let _ = connection.0.read_to_end(&mut rest);
+            tell.send(()).unwrap();
+        }
+    });
+    let limits = Limits { stall_ms_max: 1_000, ..Limits::default() };
+    let mesh = passing_on_within(&format!("\"http://{}\"", server.address), r#", "timeout_ms": 500"#, limits);
+    for (body, goes_away) in [("Content-Length: 9", true), ("Content-Length: 9", false), ("Transfer-Encoding: chunked", false)] {
+        let mut caller = mesh.connect();
+        caller.send(post("/predict", body, "5\r\n"));
+        assert!(caller.head().starts_with("HTTP/1.1 200 OK\r\n"));
+        assert_eq!(caller.chunk(), "hello");
+        let waiting = (!goes_away).then_some(caller);
+        told.recv_timeout(PATIENCE).unwrap();
+        if let Some(mut caller) = waiting {
+            let mut rest = Vec::new();
+            let _ = caller.0.read_to_end(&mut rest);
+            assert_eq!(rest, b"", "it does not look complete");
+        }
+        let totals = mesh.gateway.upstreams();
+        assert_eq!((mesh.bad(), totals[0].servers[0].failures), (0, 0), "{body}, goes away: {goes_away}");
+    }
+}
+
+#[test]
+fn a_caller_who_is_slow_to_take_the_beginning_is_not_taken_for_a_silent_model() {
+    let (release, released) = mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    let server = Server::start(move |mut connection| {
+        if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            connection.say(format!("HTTP/1.1 200 OK\r\nContent-Length: 12000\r\n\r\n{}", "x".repeat(11_996)));
+            let _ = released.lock().unwrap().recv();
+            connection.say("done");
+        }
+    });
+    let mesh = passing_on(&format!("\"http://{}\"", server.address), r#", "timeout_ms": 1000"#);
+    beside(&mesh, None, async |mut caller| {
+        caller.write_all(post("/predict", "Content-Length: 0", "").as_bytes()).unwrap();
+        // Longer than the model may be silent.
+        let begun = Instant::now();
+        found("time to pass", || (begun.elapsed() > Duration::from_millis(1_500)).then_some(())).await;
+        heard(&mut caller, &"x".repeat(11_996)).await;
+        // By now the front waits for the rest.
+        for _ in 0..10 {
+            crate::eventloop::yield_now().await;
+        }
+        release.send(()).unwrap();
+        heard(&mut caller, "done").await;
+        assert_eq!(mesh.bad(), 0);
+    });
+}
+
+#[test]
+fn a_new_connection_for_one_that_was_closed_is_made_within_the_same_time_and_counts() {
+    let (tell, told) = mpsc::channel();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let full = listener.try_clone().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut connection = Connection(BufReader::new(stream.unwrap()));
+            if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+                connection.say(ok("one"));
+                return tell.send(connection).unwrap();
+            }
+        }
+    });
+    let mesh = passing_on(&format!("\"http://{address}\""), r#", "connect_timeout_ms": 100"#);
+    beside(&mesh, None, async |mut caller| {
+        let request = post("/predict", "Content-Length: 0", "");
+        caller.write_all(request.as_bytes()).unwrap();
+        heard(&mut caller, "one").await;
+        let connection = found("the connection", || told.try_recv().ok()).await;
+        // From now on nobody takes a connection, and there is no room for one that waits.
+        rustix::net::listen(&full, 0).unwrap();
+        let _waits = TcpStream::connect(address).unwrap();
+        caller.write_all(request.as_bytes()).unwrap();
+        // The loop has looked at the sockets and the request has not been read: the server's end is not seen before it is written to.
+        crate::eventloop::yield_now().await;
+        connection.reset();
+        let answer = heard(&mut caller, "\"}").await;
+        assert!(answer.starts_with("HTTP/1.1 504 ") && answer.contains("did not take a connection within 100 ms"), "{answer}");
+        let totals = mesh.gateway.upstreams();
+        assert_eq!((mesh.bad(), totals[0].servers[0].failures), (1, 1));
+    });
+}
+
+#[test]
+fn a_callers_address_is_named_as_ipv4_where_it_is_one() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        let head = connection.head();
+        if head.first().is_some_and(|line| line.starts_with("POST")) {
+            tell.send(head.into_iter().find(|line| line.starts_with("x-forwarded-for: ")).unwrap()).unwrap();
+            connection.say(ok("done"));
+        }
+    });
+    let mesh = Mesh::to(&server);
+    for (peer, named) in [("::ffff:10.0.0.7", "10.0.0.7"), ("2001:db8::7", "2001:db8::7")] {
+        beside(&mesh, Some(peer.parse().unwrap()), async |mut caller| {
+            caller.write_all(post("/predict", "Content-Length: 0", "").as_bytes()).unwrap();
+            heard(&mut caller, "done").await;
+        });
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(format!("x-forwarded-for: {named}")));
+    }
+}
+
+#[test]
+fn an_answer_without_a_body_announces_none_and_what_comes_of_one_is_not_taken_for_the_next_answer() {
+    let server = Server::start(|mut connection| {
+        while connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            connection.say("HTTP/1.1 204 No Content\r\nContent-Length: 38\r\n\r\n");
+            // It may be there only when the connection has been used again.
+            if !connection.head().is_empty() {
+                connection.say("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            }
+        }
+    });
+    let mesh = Mesh::to(&server);
+    let mut caller = mesh.connect();
+    for _ in 0..3 {
+        caller.send(post("/predict", "Content-Length: 0", ""));
+        let head = caller.head();
+        assert!(head.starts_with("HTTP/1.1 204 ") && !head.to_lowercase().contains("content-length"), "{head}");
+    }
 }

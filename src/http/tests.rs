@@ -259,6 +259,56 @@ fn a_malformed_request_is_400_and_ends_the_connection() {
 }
 
 #[test]
+fn line_ends_before_a_head_count_as_the_head() {
+    let served = serve(Limits::default(), echo());
+    let mut caller = served.connect();
+    assert_eq!(caller.ask(format!("\r\n\r\n{GET_STATE}")).status, 200);
+    let mut sent = 0;
+    // As many as it takes.
+    while sent <= 16 * HEAD_BYTES_MAX && caller.0.get_mut().write_all(&b"\r\n".repeat(4096)).is_ok() {
+        sent += 8192;
+    }
+    let refused = caller.answer();
+    assert_eq!(refused.error(), (431, "head_too_large".into()));
+}
+
+#[test]
+fn one_connection_with_much_to_do_does_not_keep_the_others_of_its_thread_waiting() {
+    use crate::eventloop::{run, spawn, yield_now};
+    let many = "GET /predict HTTP/1.1\r\nHost: h\r\n\r\n".repeat(50) + "\u{16}";
+    let long = post("/predict", "Transfer-Encoding: chunked", &(format!("1;{}\r\nx\r\n", "e".repeat(4_000)).repeat(90) + "0\r\n\r\n"));
+    for (requests, turns_min) in [(many, 25), (long + "\u{16}", 3)] {
+        let front = Front::new(Arc::new(Fake::default()), Arc::new(echo()), Limits::default());
+        let turns = run(async move {
+            let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+            rustix::net::sockopt::set_socket_send_buffer_size(&ours, 1 << 20).unwrap();
+            ours.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            // All of it is there before the connection has its first turn.
+            ours.write_all(requests.as_bytes()).unwrap();
+            let _serving = spawn(connection(front, theirs.into(), std::future::pending()));
+            let another = spawn(async move {
+                let (mut turns, mut answers) = (0, Vec::new());
+                // Behind the last request there is what is none, and the connection ends.
+                loop {
+                    turns += 1;
+                    match ours.read_to_end(&mut answers) {
+                        Ok(_) => break,
+                        Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+                    }
+                    yield_now().await;
+                }
+                assert!(String::from_utf8_lossy(&answers).contains("not_http"));
+                turns
+            });
+            another.await
+        });
+        let turns = turns.unwrap();
+        assert!(turns >= turns_min, "{turns} turns of another task");
+    }
+}
+
+#[test]
 fn a_head_over_its_limits_is_431() {
     let served = serve(Limits::default(), echo());
     let request = |headers: &str| format!("GET /livez HTTP/1.1\r\nHost: h\r\n{headers}\r\n");
