@@ -12,6 +12,7 @@ mod bad_input;
 mod chaos;
 mod command_line;
 mod consensus;
+mod damaged_requests;
 mod data_plane;
 mod events;
 mod h1spec;

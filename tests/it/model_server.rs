@@ -195,11 +195,19 @@ impl Reader {
             let plain = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_hexdigit());
             let length = usize::from_str_radix(&size, 16).ok().filter(|_| plain).ok_or(Fault::Malformed("not a chunk's size"))?;
             let mut chunk = self.bytes(length)?;
-            if !self.line()?.is_empty() {
-                return Err(Fault::Malformed("a chunk does not end where its size says, or there are trailers"));
-            }
             if chunk.is_empty() {
-                return Ok(body);
+                // The trailer: lines of which none says how the message is framed.
+                loop {
+                    let line = self.line()?;
+                    match line.split_once(':') {
+                        _ if line.is_empty() => return Ok(body),
+                        Some((name, _)) if !["content-length", "transfer-encoding"].contains(&name.to_lowercase().as_str()) => {}
+                        _ => return Err(Fault::Malformed("a trailer that may not be")),
+                    }
+                }
+            }
+            if !self.line()?.is_empty() {
+                return Err(Fault::Malformed("a chunk does not end where its size says"));
             }
             body.append(&mut chunk);
         }
