@@ -127,6 +127,17 @@ impl Elements {
         }
     }
 
+    /// These behind those that there are; nothing if they are of another kind, which those of one input never are.
+    pub(crate) fn append(&mut self, more: &Elements) {
+        match (self, more) {
+            (Elements::F32(data), Elements::F32(more)) => data.extend_from_slice(more),
+            (Elements::I32(data), Elements::I32(more)) => data.extend_from_slice(more),
+            (Elements::I8(data), Elements::I8(more)) => data.extend_from_slice(more),
+            (Elements::U8(data), Elements::U8(more)) => data.extend_from_slice(more),
+            _ => {}
+        }
+    }
+
     /// All of them.
     pub(crate) fn slice(&self) -> Slice<'_> {
         match self {

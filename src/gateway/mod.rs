@@ -26,6 +26,7 @@ mod refusal;
 mod repository;
 mod request;
 mod server_file;
+mod settings;
 mod snapshot;
 mod split;
 mod stats;

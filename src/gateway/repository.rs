@@ -1,4 +1,5 @@
 //! The models directory: `<id>.onnx` runs in the node, `<id>.json` names a model server. A model's digest is its file's SHA-256.
+//! `<id>.config.json` beside it may say how the node computes it, and is no part of it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,6 +17,7 @@ use crate::gateway::backend::Backend;
 use crate::gateway::net::Net;
 use crate::gateway::onnx::Onnx;
 use crate::gateway::server_file::Servers;
+use crate::gateway::settings::{MODEL_SETTINGS_BYTES_MAX, Settings};
 use crate::gateway::upstream::Upstream;
 use crate::gateway::workers::said;
 
@@ -23,6 +25,9 @@ use crate::gateway::workers::said;
 pub const MODEL_BYTES_MAX: u64 = 2 << 30;
 /// Largest file that names a model server, in bytes.
 pub const SERVER_FILE_BYTES_MAX: u64 = 64 << 10;
+
+/// Behind a model's id, in the name of its settings' file. So no model server's id may end in it.
+const SETTINGS_SUFFIX: &str = ".config";
 
 /// The models directory.
 #[derive(Clone, Debug)]
@@ -82,7 +87,7 @@ impl Repository {
     }
 
     fn read_digest(path: &Path, place: Place) -> Result<Digest, String> {
-        let file = open(path, place)?;
+        let file = open(path, place.bytes_max())?;
         let mut hash = Sha256::new();
         let mut part = vec![0; 64 << 10];
         let mut reader = file.take(place.bytes_max());
@@ -100,17 +105,16 @@ impl Repository {
     pub(crate) fn load(&self, model: &Model, net: Arc<dyn Net>) -> Result<Backend, String> {
         let (path, place) = self.find(&model.id)?;
         let shown = path.display();
-        let mut bytes = Vec::new();
-        let read = open(&path, place)?.take(place.bytes_max()).read_to_end(&mut bytes);
-        read.map_err(|error| format!("{shown} cannot be read: {error}"))?;
+        let bytes = read_whole(&path, place.bytes_max())?;
         let digest = Digest(Sha256::digest(&bytes).into());
         if let Some(named) = model.digest.filter(|named| *named != digest) {
             let (has, named) = (digest.short(), named.short());
             return Err(format!("{shown} has SHA-256 {has}…, the transaction named {named}…: the file differs from the coordinator's"));
         }
+        let settings = self.settings(&model.id, place)?;
         let loaded = match place {
             // A file that nobody has tried before may find a panic in whatever reads it.
-            Place::Here => catch_unwind(AssertUnwindSafe(|| Onnx::load(&model.id, digest, bytes)))
+            Place::Here => catch_unwind(AssertUnwindSafe(|| Onnx::load(&model.id, digest, bytes, settings)))
                 .unwrap_or_else(|panic| Err(format!("it cannot be read as an ONNX model: {}", said(panic.as_ref()))))
                 .map(Backend::Onnx),
             Place::Server => Servers::parse(&bytes).map(|servers| Backend::Http(Upstream::new(servers, net))),
@@ -118,12 +122,26 @@ impl Repository {
         loaded.map_err(|why| format!("{shown}: {why}"))
     }
 
+    fn settings(&self, id: &ModelId, place: Place) -> Result<Settings, String> {
+        let Some(path) = self.has(&format!("{id}{SETTINGS_SUFFIX}.json")) else { return Ok(Settings::default()) };
+        let shown = path.display();
+        if place == Place::Server {
+            return Err(format!("{shown} is there, and {id} is a model server: only models in the process have settings; remove it"));
+        }
+        Settings::read(&read_whole(&path, MODEL_SETTINGS_BYTES_MAX)?).map_err(|why| format!("{shown}: {why}"))
+    }
+
     fn find(&self, id: &ModelId) -> Result<(PathBuf, Place), String> {
         let (onnx, json) = (format!("{id}.onnx"), format!("{id}.json"));
-        match (self.has(&onnx), self.has(&json)) {
+        // The settings of a model are nobody's model server.
+        let server = Some(json.as_str()).filter(|_| !id.as_str().ends_with(SETTINGS_SUFFIX));
+        match (self.has(&onnx), server.and_then(|json| self.has(json))) {
             (Some(path), None) => Ok((path, Place::Here)),
             (None, Some(path)) => Ok((path, Place::Server)),
-            (None, None) => Err(format!("model {id} is not in {} (neither {onnx} nor {json})", self.shown())),
+            (None, None) => match server {
+                Some(json) => Err(format!("model {id} is not in {} (neither {onnx} nor {json})", self.shown())),
+                None => Err(format!("model {id} is not in {} (no {onnx}; a {json} holds the settings of another model)", self.shown())),
+            },
             (Some(_), Some(_)) => Err(format!("model {id} is twice in {} ({onnx} and {json}); remove one of them", self.shown())),
         }
     }
@@ -147,15 +165,23 @@ impl Place {
     }
 }
 
-fn open(path: &Path, place: Place) -> Result<File, String> {
+/// All of a file, up to this size.
+fn read_whole(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let read = open(path, bytes_max)?.take(bytes_max).read_to_end(&mut bytes);
+    read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+    Ok(bytes)
+}
+
+fn open(path: &Path, bytes_max: u64) -> Result<File, String> {
     let unreadable = |error: io::Error| format!("{} cannot be read: {error}", path.display());
     let file = File::open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(format!("{} is not a file", path.display()));
     }
-    if metadata.len() > place.bytes_max() {
-        return Err(format!("{} has {} bytes, over the {} allowed", path.display(), metadata.len(), place.bytes_max()));
+    if metadata.len() > bytes_max {
+        return Err(format!("{} has {} bytes, over the {bytes_max} allowed", path.display(), metadata.len()));
     }
     Ok(file)
 }
@@ -235,6 +261,26 @@ mod tests {
         }
         fs::create_dir(dir.path().join("folder.onnx")).unwrap();
         assert!(refused(&repository, &model("folder", None)).ends_with("folder.onnx is not a file"));
+    }
+
+    #[test]
+    fn a_models_settings_are_read_with_it_and_are_no_model_and_no_part_of_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = Repository::new(dir.path().to_owned());
+        fs::copy("models/digits-v2.onnx", dir.path().join("m.onnx")).unwrap();
+        let digest = repository.digest(&ModelId::new("m").unwrap()).unwrap();
+        fs::write(dir.path().join("m.config.json"), r#"{"batch_rows_max": 8}"#).unwrap();
+        assert!(matches!(repository.load(&model("m", Some(digest)), Arc::new(AsyncStdNet)), Ok(Backend::Onnx(_))));
+        let taken = refused(&repository, &model("m.config", None));
+        assert!(taken.ends_with("(no m.config.onnx; a m.config.json holds the settings of another model)"), "{taken}");
+        fs::write(dir.path().join("m.config.json"), r#"{"batch": 8}"#).unwrap();
+        let wrong = refused(&repository, &model("m", Some(digest)));
+        assert!(wrong.contains("m.config.json: unknown field `batch`"), "{wrong}");
+        fs::copy("models/digits-v1.onnx", dir.path().join("m.config.onnx")).unwrap();
+        assert!(repository.load(&model("m.config", None), Arc::new(AsyncStdNet)).is_ok(), "a model in the process may be called so");
+        fs::write(dir.path().join("s.json"), r#"{"http": "http://127.0.0.1:9001"}"#).unwrap();
+        fs::write(dir.path().join("s.config.json"), "{}").unwrap();
+        assert!(refused(&repository, &model("s", None)).contains("s.config.json is there, and s is a model server"));
     }
 
     #[test]

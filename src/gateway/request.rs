@@ -76,6 +76,13 @@ impl InferRequest {
         Ok(InferRequest { tensors, wanted })
     }
 
+    /// How many rows it has: the size of every input's first dimension, if that is the same.
+    pub(crate) fn rows(&self) -> Option<usize> {
+        let mut rows = self.tensors.iter().map(|tensor| tensor.shape.first());
+        let first = rows.next()?.copied()?;
+        rows.all(|rows| rows == Some(&first)).then_some(first)
+    }
+
     /// Writes the answer: of all the model's outputs those that were asked for. The error is for the caller.
     pub(crate) fn answer(&self, model: &str, version: &str, outputs: &[Output<'_>]) -> Result<Answer, String> {
         match &self.wanted {
@@ -99,6 +106,13 @@ impl<'a> Output<'a> {
         let output =
             |(spec, result): (&'a TensorSpec, &'a Tensor)| Output { spec, shape: result.shape.clone(), elements: result.elements.slice() };
         specs.iter().zip(results).map(output).collect()
+    }
+
+    /// So many rows of a result, from this one on.
+    pub(crate) fn rows(spec: &'a TensorSpec, result: &'a Tensor, from: usize, rows: usize) -> Output<'a> {
+        let inner = result.shape.get(1..).unwrap_or_default();
+        let size: usize = inner.iter().product();
+        Output { spec, shape: [&[rows], inner].concat(), elements: result.elements.slice().part(from * size, rows * size) }
     }
 }
 

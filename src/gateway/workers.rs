@@ -6,6 +6,9 @@
 //! each run to a thread pool of its own, so computing elsewhere would cost the same two thread switches: here a worker *is* the one
 //! thread of its rten pool, and a run stays on it.
 //!
+//! Requests may be computed together, if the model's settings say so: a thread that has taken one takes along what waits and may join it, and
+//! waits for more of them if it is told to.
+//!
 //! A model begins with one thread and gets another whenever a request finds none idle, up to the number of cores that this process may use.
 //! So a model that nobody asks costs one, and one that everybody asks can take the whole machine, as the others can.
 
@@ -49,8 +52,14 @@ pub(crate) trait Work: Send + Sync + 'static {
 
     /// Reads a request. What cannot be read has its answer already.
     fn read(&self, call: Self::Call) -> Result<Self::Read, Self::Answer>;
-    /// Answers one request.
-    fn compute(&self, read: Self::Read, options: &RunOptions) -> Self::Answer;
+    /// Computes requests together; an answer to each, in their order.
+    fn compute(&self, batch: Vec<Self::Read>, options: &RunOptions) -> Vec<Self::Answer>;
+    /// How long a request may wait for others to be computed with; `None` if each is computed alone.
+    fn wait(&self) -> Option<Duration>;
+    /// Whether others may still join these.
+    fn has_room(&self, batch: &[Self::Read]) -> bool;
+    /// Whether this one may.
+    fn may_join(&self, batch: &[Self::Read], next: &Self::Read) -> bool;
 }
 
 /// A model's threads. They end when it is dropped.
@@ -61,17 +70,31 @@ struct Shared<W: Work> {
     work: Arc<W>,
     limit: Duration,
     queue: Mutex<Queue<W>>,
+    /// For threads that are idle.
     arrived: Condvar,
-    /// What each thread computes. Taken after the queue's, where both are taken.
-    running: Vec<Mutex<Option<Pending<W::Answer>>>>,
+    /// For threads that gather a batch.
+    joined: Condvar,
+    /// One of each thread.
+    running: Vec<Running<W::Answer>>,
 }
 
+/// Who waits for what one thread computes, each in a place; nobody in one that has its answer. Locked after the queue, where both are.
+struct Running<A>(Mutex<Vec<Option<Pending<A>>>>);
+
 struct Queue<W: Work> {
-    waiting: VecDeque<(W::Call, Pending<W::Answer>)>,
+    waiting: VecDeque<(Request<W>, Pending<W::Answer>)>,
     threads: usize,
     /// Threads that wait for a request, also those that are on their way to one.
     idle: usize,
+    /// Threads that have a request, and wait for others that may join it.
+    gathering: usize,
     closed: bool,
+}
+
+enum Request<W: Work> {
+    New(W::Call),
+    /// It was taken out, and could not join.
+    Read(W::Read),
 }
 
 /// Somebody who waits for an answer.
@@ -92,9 +115,10 @@ impl<W: Work> Workers<W> {
             name: name.to_owned(),
             work,
             limit,
-            queue: Mutex::new(Queue { waiting: VecDeque::new(), threads: 1, idle: 0, closed: false }),
+            queue: Mutex::new(Queue { waiting: VecDeque::new(), threads: 1, idle: 0, gathering: 0, closed: false }),
             arrived: Condvar::new(),
-            running: (0..threads_max).map(|_| Mutex::default()).collect(),
+            joined: Condvar::new(),
+            running: (0..threads_max).map(|_| Running(Mutex::default())).collect(),
         });
         shared.start_thread(0)?;
         async_std::task::spawn(watch(Arc::downgrade(&shared)));
@@ -126,8 +150,17 @@ impl<W: Work> Shared<W> {
         if queue.waiting.len() >= INFERENCE_QUEUE_MAX {
             return Err(WorkError::Busy);
         }
-        queue.waiting.push_back((call, pending));
-        if queue.waiting.len() <= queue.idle {
+        queue.waiting.push_back((Request::New(call), pending));
+        self.rouse(queue);
+        Ok(())
+    }
+
+    /// Sees to it that somebody takes what waits.
+    fn rouse(self: &Arc<Self>, mut queue: MutexGuard<'_, Queue<W>>) {
+        if queue.gathering > 0 {
+            drop(queue);
+            self.joined.notify_one();
+        } else if queue.waiting.len() <= queue.idle {
             drop(queue);
             self.arrived.notify_one();
         } else if queue.threads < self.running.len() {
@@ -135,11 +168,10 @@ impl<W: Work> Shared<W> {
             queue.threads += 1;
             drop(queue);
             if let Err(error) = self.start_thread(number) {
-                // Those that there are do it. The number is not given away again: the system has refused a thread, and it is not asked for each request.
+                // Those that there are do it. The system has refused one, and is not asked again for each request.
                 log::warn!(event = "thread_refused", thread = self.name.as_str(); "no further thread can be started: {error}");
             }
         }
-        Ok(())
     }
 
     fn start_thread(self: &Arc<Self>, number: usize) -> io::Result<()> {
@@ -153,40 +185,126 @@ impl<W: Work> Shared<W> {
     }
 
     /// What one thread does until the model is dropped.
-    fn serve(&self, number: usize, options: &RunOptions) {
-        while let Some(call) = self.next(number) {
+    fn serve(self: &Arc<Self>, number: usize, options: &RunOptions) {
+        while let Some((request, since)) = self.next(number) {
+            let mut batch = Vec::new();
+            // Which of those who wait each of the batch is for.
+            let mut places = Vec::new();
+            if let Some(read) = self.read(number, 0, request) {
+                batch.push(read);
+                places.push(0);
+                self.gather(number, since, &mut batch, &mut places);
+            }
+            if batch.is_empty() {
+                continue;
+            }
             // A model's state is read only while it runs, so there is nothing half-changed behind a panic.
-            let answer = catch_unwind(AssertUnwindSafe(|| match self.work.read(call) {
-                Ok(read) => self.work.compute(read, options),
-                Err(answer) => answer,
-            }));
-            let pending = self.running.get(number).and_then(|running| lock(running).take());
-            // There is none where it was too late.
-            if let Some(pending) = pending {
-                let _ = pending.reply.send(answer.map_err(|panic| WorkError::Panicked(said(panic.as_ref()))));
+            match catch_unwind(AssertUnwindSafe(|| self.work.compute(batch, options))) {
+                Ok(answers) => places.into_iter().zip(answers).for_each(|(place, answer)| self.reply(number, place, Ok(answer))),
+                Err(panic) => {
+                    let said = said(panic.as_ref());
+                    places.into_iter().for_each(|place| self.reply(number, place, Err(WorkError::Panicked(said.clone()))));
+                }
             }
         }
     }
 
-    /// Waits for the next request that somebody still waits for.
-    fn next(&self, number: usize) -> Option<W::Call> {
+    /// Reads a request, or answers it at once.
+    fn read(&self, number: usize, place: usize, request: Request<W>) -> Option<W::Read> {
+        let call = match request {
+            Request::Read(read) => return Some(read),
+            Request::New(call) => call,
+        };
+        match catch_unwind(AssertUnwindSafe(|| self.work.read(call))) {
+            Ok(Ok(read)) => return Some(read),
+            Ok(Err(answer)) => self.reply(number, place, Ok(answer)),
+            Err(panic) => self.reply(number, place, Err(WorkError::Panicked(said(panic.as_ref())))),
+        }
+        None
+    }
+
+    /// Takes along what may be computed together with the first, which has waited since then.
+    fn gather(self: &Arc<Self>, number: usize, since: Instant, batch: &mut Vec<W::Read>, places: &mut Vec<usize>) {
+        let Some(wait) = self.work.wait() else { return };
+        while self.work.has_room(batch) {
+            let Some((place, request)) = self.another(number, wait, since + wait) else { break };
+            let Some(read) = self.read(number, place, request) else { continue };
+            if self.work.may_join(batch, &read) {
+                batch.push(read);
+                places.push(place);
+                continue;
+            }
+            // It is the next, for whoever is there first.
+            let mut queue = self.queue();
+            let pending = self.running.get(number).and_then(|running| lock(&running.0).get_mut(place)?.take());
+            if let Some(pending) = pending {
+                queue.waiting.push_front((Request::Read(read), pending));
+            }
+            break;
+        }
+        let queue = self.queue();
+        // Those that came meanwhile have roused nobody but this thread.
+        if !queue.waiting.is_empty() {
+            self.rouse(queue);
+        }
+    }
+
+    /// The next request that somebody still waits for, and since when.
+    fn next(&self, number: usize) -> Option<(Request<W>, Instant)> {
+        let mut queue = self.queue();
+        if let Some(running) = self.running.get(number) {
+            lock(&running.0).clear();
+        }
+        loop {
+            if let Some((_, request, since)) = self.take(&mut queue, number) {
+                return Some((request, since));
+            }
+            if queue.closed {
+                return None;
+            }
+            queue.idle += 1;
+            queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.idle -= 1;
+        }
+    }
+
+    /// One more, if it comes in time, and its place. Without waiting, only what no idle thread is about to take.
+    fn another(&self, number: usize, wait: Duration, until: Instant) -> Option<(usize, Request<W>)> {
         let mut queue = self.queue();
         loop {
-            match queue.waiting.pop_front() {
-                Some((_, pending)) if pending.reply.is_canceled() => {}
-                Some((call, pending)) => {
-                    if let Some(running) = self.running.get(number) {
-                        *lock(running) = Some(pending);
-                    }
-                    return Some(call);
-                }
-                None if queue.closed => return None,
-                None => {
-                    queue.idle += 1;
-                    queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                    queue.idle -= 1;
-                }
+            if (!wait.is_zero() || queue.waiting.len() > queue.idle)
+                && let Some((place, request, _)) = self.take(&mut queue, number)
+            {
+                return Some((place, request));
             }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || queue.closed {
+                return None;
+            }
+            queue.gathering += 1;
+            (queue, _) = self.joined.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner);
+            queue.gathering -= 1;
+        }
+    }
+
+    /// Takes a request out of the queue and notes who waits for it, in which place.
+    fn take(&self, queue: &mut Queue<W>, number: usize) -> Option<(usize, Request<W>, Instant)> {
+        let mut running = self.running.get(number).map(|running| lock(&running.0))?;
+        loop {
+            let (request, pending) = queue.waiting.pop_front()?;
+            if !pending.reply.is_canceled() {
+                let since = pending.since;
+                running.push(Some(pending));
+                return Some((running.len() - 1, request, since));
+            }
+        }
+    }
+
+    /// Answers whoever waits in this place. There is nobody where it was too late.
+    fn reply(&self, number: usize, place: usize, answer: Result<W::Answer, WorkError>) {
+        let pending = self.running.get(number).and_then(|running| lock(&running.0).get_mut(place)?.take());
+        if let Some(pending) = pending {
+            let _ = pending.reply.send(answer);
         }
     }
 
@@ -200,9 +318,10 @@ impl<W: Work> Shared<W> {
         }
         next = queue.waiting.front().map_or(next, |(_, pending)| pending.since + self.limit).min(next);
         for running in &self.running {
-            let mut running = lock(running);
-            late.extend(running.take_if(|pending| pending.since + self.limit <= now));
-            next = running.as_ref().map_or(next, |pending| pending.since + self.limit).min(next);
+            for pending in lock(&running.0).iter_mut() {
+                late.extend(pending.take_if(|pending| pending.since + self.limit <= now));
+                next = pending.as_ref().map_or(next, |pending| pending.since + self.limit).min(next);
+            }
         }
         drop(queue);
         for pending in late {
@@ -243,8 +362,13 @@ mod tests {
     use async_std::task::block_on;
     use futures::FutureExt as _;
 
-    /// Answers by a function.
-    struct By<F>(F);
+    /// Answers each by a function, in batches of so many with the same first letter.
+    struct By<F> {
+        answer: F,
+        together_max: usize,
+        wait: Option<Duration>,
+        batches: Mutex<Vec<usize>>,
+    }
 
     impl<R: Send + 'static, F: Fn(&'static str) -> R + Send + Sync + 'static> Work for By<F> {
         type Call = &'static str;
@@ -252,16 +376,112 @@ mod tests {
         type Answer = R;
 
         fn read(&self, call: &'static str) -> Result<&'static str, R> {
-            Ok(call)
+            if call.starts_with("unreadable") { Err((self.answer)(call)) } else { Ok(call) }
         }
 
-        fn compute(&self, read: &'static str, _: &RunOptions) -> R {
-            (self.0)(read)
+        fn compute(&self, batch: Vec<&'static str>, _: &RunOptions) -> Vec<R> {
+            self.batches.lock().unwrap().push(batch.len());
+            batch.into_iter().map(&self.answer).collect()
+        }
+
+        fn wait(&self) -> Option<Duration> {
+            self.wait
+        }
+
+        fn has_room(&self, batch: &[&'static str]) -> bool {
+            batch.len() < self.together_max && batch != ["hold"]
+        }
+
+        fn may_join(&self, batch: &[&'static str], next: &&'static str) -> bool {
+            batch[0].bytes().next() == next.bytes().next()
         }
     }
 
-    fn workers<R: Send + 'static, F: Fn(&'static str) -> R + Send + Sync + 'static>(work: F, limit_ms: u64) -> Workers<By<F>> {
-        Workers::with_limit("test", Arc::new(By(work)), Duration::from_millis(limit_ms)).unwrap()
+    fn workers<R: Send + 'static, F: Fn(&'static str) -> R + Send + Sync + 'static>(answer: F, limit_ms: u64) -> Workers<By<F>> {
+        let alone = By { answer, together_max: 1, wait: None, batches: Mutex::default() };
+        Workers::with_limit("test", Arc::new(alone), Duration::from_millis(limit_ms)).unwrap()
+    }
+
+    /// All threads are held by `hold`, and then let go together. What was asked meanwhile waits.
+    fn batched<R: Send + 'static>(
+        calls: &[&'static str],
+        together_max: usize,
+        wait: Duration,
+        answer: impl Fn(&'static str) -> R + Send + Sync + 'static,
+    ) -> (Vec<Result<Option<R>, WorkError>>, Vec<usize>) {
+        let (begun_in, begun) = mpsc::channel();
+        let (go, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let answer = move |call: &'static str| {
+            if call == "hold" {
+                begun_in.send(()).unwrap();
+                held.lock().unwrap().recv().ok();
+                return None;
+            }
+            Some(answer(call))
+        };
+        let work = By { answer, together_max, wait: Some(wait), batches: Mutex::default() };
+        let workers = Workers::with_limit("test", Arc::new(work), Duration::from_millis(INFERENCE_MS_MAX)).unwrap();
+        let threads = workers.0.running.len();
+        block_on(async {
+            let mut holding = Vec::new();
+            for _ in 0..threads {
+                let mut hold = Box::pin(workers.run("hold"));
+                assert!((&mut hold).now_or_never().is_none());
+                begun.recv().unwrap();
+                holding.push(hold);
+            }
+            let mut asked: Vec<_> = calls.iter().map(|call| Box::pin(workers.run(call))).collect();
+            for asked in &mut asked {
+                assert!(asked.now_or_never().is_none());
+            }
+            drop(go);
+            futures::future::join_all(holding).await;
+            let answers = futures::future::join_all(asked).await;
+            let batches = workers.0.work.batches.lock().unwrap().split_off(threads);
+            (answers, batches)
+        })
+    }
+
+    #[test]
+    fn what_waits_is_computed_together_up_to_the_limit_and_only_what_belongs_together() {
+        let calls = ["a1", "a2", "a3", "a4", "a5", "unreadable", "b1", "b2", "a6"];
+        for wait in [Duration::ZERO, Duration::from_millis(20)] {
+            let (answers, batches) = batched(&calls, 3, wait, |call| call);
+            assert_eq!(answers, calls.map(|call| Ok(Some(call))), "each has its own answer");
+            assert_eq!(batches.iter().sum::<usize>(), calls.len() - 1, "{batches:?}");
+            assert!(batches.iter().all(|together| *together <= 3), "{batches:?}");
+            assert!(batches.contains(&3), "{batches:?}");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_batch_is_told_to_everybody_in_it() {
+        let (answers, _) = batched(&["a", "ab", "ac"], 8, Duration::ZERO, |_| assert_eq!(1, 2, "no such thing"));
+        for answer in answers {
+            let Err(WorkError::Panicked(said)) = answer else { panic!("{answer:?}") };
+            assert!(said.contains("no such thing"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_request_waits_for_others_and_not_for_longer_than_it_may() {
+        let patient = By { answer: |call| call, together_max: 2, wait: Some(Duration::from_secs(3_600)), batches: Mutex::default() };
+        let workers = Workers::with_limit("test", Arc::new(patient), Duration::from_millis(INFERENCE_MS_MAX)).unwrap();
+        // The second comes when the first is gathering, and completes the batch.
+        let both = block_on(async {
+            let mut first = Box::pin(workers.run("a1"));
+            assert!((&mut first).now_or_never().is_none());
+            while workers.0.queue().gathering == 0 {
+                thread::yield_now();
+            }
+            futures::future::join(first, workers.run("a2")).await
+        });
+        assert_eq!(both, (Ok("a1"), Ok("a2")));
+        assert_eq!(*workers.0.work.batches.lock().unwrap(), [2]);
+        let hurried = By { answer: |call| call, together_max: 2, wait: Some(Duration::from_millis(5)), batches: Mutex::default() };
+        let workers = Workers::with_limit("test", Arc::new(hurried), Duration::from_millis(INFERENCE_MS_MAX)).unwrap();
+        assert_eq!(block_on(workers.run("alone")), Ok("alone"));
     }
 
     #[test]
@@ -324,11 +544,11 @@ mod tests {
             wait.lock().unwrap().recv().ok();
         };
         let workers = workers(hold, 20);
-        let calls = (0..2 * workers.0.running.len()).map(|_| workers.run(""));
+        let calls = (0..2 * workers.0.running.len()).map(|_| workers.run("-"));
         for answer in block_on(futures::future::join_all(calls)) {
             assert_eq!(answer, Err(WorkError::Late(20)));
         }
         drop(go);
-        assert_eq!(block_on(workers.run("")), Ok(()), "the threads are there for the next");
+        assert_eq!(block_on(workers.run("-")), Ok(()), "the threads are there for the next");
     }
 }

@@ -1,6 +1,7 @@
 //! Models in the process.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -8,8 +9,8 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
 use rten_onnx::onnx::{
-    DataType, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorShapeProto, TypeProto, TypeProtoTensor,
-    ValueInfoProto,
+    AttributeProto, AttributeType, DataType, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto,
+    TensorShapeProto, TypeProto, TypeProtoTensor, ValueInfoProto,
 };
 use serde_json::{Value, json};
 
@@ -218,21 +219,45 @@ fn what_a_model_wants_and_gives_is_known_as_soon_as_it_is_loaded() {
 
 /// Writes a model of one operator: `y = op(inputs)`.
 fn write_model(dir: &Path, id: &str, op: &str, inputs: &[(&str, DataType)], output: DataType) {
+    write_model_with(dir, id, op, None, inputs, output);
+}
+
+/// A model that gives 10, 20, 30 or 40 for an index of 0 to 3, and fails on every other.
+fn write_gather(dir: &Path, id: &str) {
+    let table = TensorProto {
+        dims: vec![4],
+        data_type: Some(DataType::INT64),
+        int64_data: vec![10, 20, 30, 40],
+        name: Some("table".into()),
+        ..TensorProto::default()
+    };
+    write_model_with(dir, id, "Gather", Some(table), &[("x", DataType::INT64)], DataType::INT64);
+}
+
+/// The same with a constant before the inputs.
+fn write_model_with(dir: &Path, id: &str, op: &str, constant: Option<TensorProto>, inputs: &[(&str, DataType)], output: DataType) {
     let info = |(name, datatype): (&str, DataType)| {
         let dims = vec![Dimension { dim_value: None, dim_param: Some(format!("n_{name}")) }];
         let tensor = TypeProtoTensor { elem_type: Some(datatype), shape: Some(TensorShapeProto { dim: dims }) };
         let kind = TypeProto { tensor_type: Some(tensor), sequence: None };
         ValueInfoProto { name: Some(name.into()), r#type: Some(kind) }
     };
+    let axis = AttributeProto { name: Some("axis".into()), i: Some(0), r#type: Some(AttributeType::INT), ..AttributeProto::default() };
     let node = NodeProto {
         op_type: Some(op.into()),
         name: Some("the-op".into()),
-        input: inputs.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        input: constant
+            .iter()
+            .filter_map(|constant| constant.name.clone())
+            .chain(inputs.iter().map(|(name, _)| (*name).to_owned()))
+            .collect(),
         output: vec!["y".into()],
+        attribute: if op == "Concat" { vec![axis] } else { Vec::new() },
         ..NodeProto::default()
     };
     let graph = GraphProto {
         node: vec![node],
+        initializer: constant.into_iter().collect(),
         input: inputs.iter().copied().map(info).collect(),
         output: vec![info(("y", output))],
         ..GraphProto::default()
@@ -309,4 +334,108 @@ fn an_empty_batch_harms_nobody() {
     route_loaded(&gateway, &state(1, "digits-v2", None));
     let answer = ask(&gateway, post(r#"{"inputs":[{"name":"pixels","shape":[0,64],"datatype":"FP32","data":[]}]}"#));
     assert_eq!((answer.status, &answer.json()["outputs"][0]["shape"]), (200, &json!([0, 10])));
+}
+
+/// The demo's model, computed in batches by these settings.
+fn batched(settings: &Value) -> (tempfile::TempDir, Arc<Gateway>) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy("models/digits-v2.onnx", dir.path().join("digits-v2.onnx")).unwrap();
+    std::fs::write(dir.path().join("digits-v2.config.json"), settings.to_string()).unwrap();
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    run(gateway.prepare(&model("digits-v2"))).unwrap();
+    route_loaded(&gateway, &state(1, "digits-v2", None));
+    (dir, gateway)
+}
+
+/// All of these at once.
+fn ask_all(gateway: &Gateway, requests: impl IntoIterator<Item = Request<Full<Bytes>>>) -> Vec<Answer> {
+    let route = route_name();
+    let asked = requests.into_iter().map(|request| async { whole(gateway.predict(&route, request).await).await });
+    run(futures::future::join_all(asked))
+}
+
+#[test]
+fn requests_that_are_computed_together_are_answered_like_those_that_are_not() {
+    let alone = demo();
+    route_loaded(&alone, &state(1, "digits-v2", None));
+    let digits = digits();
+    let row = |at: usize| serde_json::from_str::<Value>(&digits[at].1).unwrap()["inputs"][0]["data"].clone();
+    // In every form, of one row and of several, of none, and wrong ones among them.
+    let requests = || {
+        (0..60).map(|at| match at % 6 {
+            0 => post(json!({ "id": at.to_string(), "inputs": [{ "name": "pixels", "shape": [2, 64], "datatype": "FP32", "data": [row(at), row(at + 1)] }] }).to_string()),
+            1 => post_to("/v1/models/default:predict", json!({ "instances": [row(at)] }).to_string()),
+            2 => post(r#"{"inputs":[{"name":"pixels","shape":[1,63],"datatype":"FP32","data":[0]}]}"#),
+            3 => post(r#"{"inputs":[{"name":"pixels","shape":[0,64],"datatype":"FP32","data":[]}]}"#),
+            _ => post(digits[at].1.clone()),
+        })
+    };
+    for settings in [json!({ "batch_rows_max": 7 }), json!({ "batch_rows_max": 64, "batch_wait_us": 2_000 })] {
+        let (_dir, gateway) = batched(&settings);
+        for (at, (together, request)) in ask_all(&gateway, requests()).iter().zip(requests()).enumerate() {
+            let alone = ask(&alone, request);
+            assert_eq!(together.status, alone.status, "{at}");
+            if alone.status != 200 {
+                assert_eq!(together.message(), alone.message());
+                continue;
+            }
+            let (mut together, mut alone) = (together.json(), alone.json());
+            let numbers = |json: &mut Value| -> Vec<f64> {
+                let data = json.pointer_mut("/outputs/0/data").map(Value::take);
+                let data = data.unwrap_or_else(|| json["predictions"].take()[0].take());
+                data.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+            };
+            // A larger matrix may be summed in another order.
+            let (some, others) = (numbers(&mut together), numbers(&mut alone));
+            assert_eq!(some.len(), others.len());
+            assert!(some.iter().zip(&others).all(|(a, b)| (a - b).abs() < 1e-5), "{at}: {some:?} and {others:?}");
+            assert_eq!(together, alone, "everything else is the same");
+        }
+    }
+}
+
+#[test]
+fn settings_that_a_model_cannot_keep_are_refused_when_it_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    let prepared = |id: &str| {
+        std::fs::write(dir.path().join(format!("{id}.config.json")), r#"{"batch_rows_max": 4}"#).unwrap();
+        run(gateway.prepare(&model(id)))
+    };
+    write_model(dir.path(), "identity", "Identity", &[("x", DataType::FLOAT)], DataType::FLOAT);
+    assert_eq!(prepared("identity"), Ok(()));
+    write_model(dir.path(), "shape", "Shape", &[("x", DataType::FLOAT)], DataType::INT64);
+    let refused = prepared("shape").unwrap_err();
+    assert!(refused.ends_with("its settings ask for batch_rows_max, and output y INT64 [1] has no open first dimension"), "{refused}");
+    // A row more than it was given, which its file does not say.
+    let one = TensorProto {
+        dims: vec![1],
+        data_type: Some(DataType::FLOAT),
+        float_data: vec![1.0],
+        name: Some("one".into()),
+        ..TensorProto::default()
+    };
+    write_model_with(dir.path(), "longer", "Concat", Some(one), &[("x", DataType::FLOAT)], DataType::FLOAT);
+    let refused = prepared("longer").unwrap_err();
+    assert!(refused.ends_with("its settings ask for batch_rows_max, and for 2 rows its output y has shape [3]"), "{refused}");
+}
+
+#[test]
+fn a_request_that_fails_does_not_fail_those_that_it_was_computed_with() {
+    let dir = tempfile::tempdir().unwrap();
+    // Gathers x's elements out of four: an index beyond them fails the run.
+    let gateway = Gateway::new(node(), dir.path().to_owned());
+    write_gather(dir.path(), "gather");
+    std::fs::write(dir.path().join("gather.config.json"), r#"{"batch_rows_max": 16, "batch_wait_us": 20000}"#).unwrap();
+    run(gateway.prepare(&model("gather"))).unwrap();
+    route_loaded(&gateway, &state(1, "gather", None));
+    let indices = [0, 1, 2, 9, 3, 0, 9, 1];
+    let requests = indices.map(|index| post(one_input("INT64", json!([index]))));
+    for (index, answer) in indices.iter().zip(ask_all(&gateway, requests)) {
+        if *index == 9 {
+            assert_eq!((answer.status, answer.error_code().as_str()), (500, "inference_failed"));
+        } else {
+            assert_eq!(answer.json()["outputs"][0]["data"], json!([10 * (index + 1)]));
+        }
+    }
 }
