@@ -256,7 +256,10 @@ impl<W: Work> Shared<W> {
             lock(&running.0).clear();
         }
         loop {
-            if let Some((_, request, since)) = self.take(&mut queue, number) {
+            // What comes while a thread gathers is for that one: two that gather at once would wait for each other's requests.
+            if queue.gathering == 0
+                && let Some((_, request, since)) = self.take(&mut queue, number)
+            {
                 return Some((request, since));
             }
             if queue.closed {
