@@ -647,6 +647,9 @@ impl Connection {
                     Poll::Pending => break,
                 }
             }
+            if upload.bytes > FORWARDED_BODY_BYTES_MAX {
+                return Poll::Ready(());
+            }
             let stalled = upload.moved + Duration::from_millis(limits.stall_ms_max);
             deadline.poll_past(cx, stalled.min(late(limits, body_begun, upload.bytes)))
         })

@@ -541,7 +541,7 @@ fn an_answer_that_breaks_off_or_falls_silent_does_not_look_complete_and_counts()
                 }
             }
         });
-        let mesh = passing_on(&format!("\"http://{}\"", server.address), r#", "timeout_ms": 200"#);
+        let mesh = passing_on(&format!("\"http://{}\"", server.address), r#", "timeout_ms": 1000"#);
         let mut caller = mesh.connect();
         caller.send(post("/predict", "Content-Length: 0", ""));
         caller.head();
