@@ -29,7 +29,7 @@ use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -77,7 +77,8 @@ struct Shared {
     wake_up: OwnedFd,
     /// It waits for events, or is about to, and has to be woken.
     asleep: AtomicBool,
-    incoming: Mutex<Vec<Incoming>>,
+    /// `None` when the loop has ended.
+    incoming: Mutex<Option<Vec<Incoming>>>,
 }
 
 enum Incoming {
@@ -88,8 +89,16 @@ enum Incoming {
 }
 
 impl Shared {
+    fn incoming(&self) -> MutexGuard<'_, Option<Vec<Incoming>>> {
+        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, incoming: Incoming) {
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner).push(incoming);
+        match self.incoming().as_mut() {
+            Some(all) => all.push(incoming),
+            // Nobody takes it, and what it holds must not wait for ever.
+            None => return,
+        }
         self.rouse();
     }
 
@@ -101,11 +110,11 @@ impl Shared {
     }
 
     fn take(&self) -> Vec<Incoming> {
-        std::mem::take(&mut *self.incoming.lock().unwrap_or_else(PoisonError::into_inner))
+        self.incoming().as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     fn is_empty(&self) -> bool {
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.incoming().as_ref().is_none_or(Vec::is_empty)
     }
 }
 
@@ -131,7 +140,7 @@ impl Local {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake_up = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         epoll::add(&epoll, &wake_up, EventData::new_u64(WAKE_UP), EventFlags::IN | EventFlags::ET)?;
-        let shared = Arc::new(Shared { wake_up, asleep: AtomicBool::new(false), incoming: Mutex::default() });
+        let shared = Arc::new(Shared { wake_up, asleep: AtomicBool::new(false), incoming: Mutex::new(Some(Vec::new())) });
         Ok(Rc::new(Local {
             shared,
             ready: RefCell::default(),
@@ -241,7 +250,8 @@ impl Drop for Entered {
             drop(woken);
         }
         let local = CURRENT.with(|current| current.borrow_mut().take());
-        drop(local);
+        let unheard = local.and_then(|local| local.shared.incoming().take());
+        drop(unheard);
     }
 }
 
@@ -353,7 +363,12 @@ pub struct EventLoop {
 pub struct Handle(Arc<Shared>);
 
 impl Handle {
-    /// Does something on the loop's thread, such as [`spawn`]. Nothing happens if the loop has ended.
+    /// Whether the loop has ended, which it does before it is told to if something panics, or the system refuses it.
+    pub fn has_ended(&self) -> bool {
+        self.0.incoming().is_none()
+    }
+
+    /// Does something on the loop's thread, such as [`spawn`]. If the loop has ended it is dropped.
     pub fn send(&self, job: impl FnOnce() + Send + 'static) {
         self.0.push(Incoming::Job(Box::new(job)));
     }
@@ -375,13 +390,13 @@ impl Future for &Stop {
 }
 
 impl EventLoop {
-    /// Starts one.
-    pub fn start(name: &str) -> io::Result<EventLoop> {
+    /// Starts one on a thread of this name, which `within` may prepare before it runs what it is given, to the end.
+    pub fn start(name: &str, within: impl FnOnce(Box<dyn FnOnce() + Send>) + Send + 'static) -> io::Result<EventLoop> {
         let (tell, told) = std::sync::mpsc::channel();
         let stop = Arc::new(Stop::default());
         let stopped = Arc::clone(&stop);
         let number = STARTED.fetch_add(1, Ordering::Relaxed) + 1;
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let looping = move || {
             NUMBER.set(number);
             let telling = tell.clone();
             let ran = run(async move {
@@ -389,10 +404,11 @@ impl EventLoop {
                 (&*stopped).await;
             });
             if let Err(error) = ran {
-                log::error!(event = "event_loop_ended"; "an event loop of the data plane has ended: {error}");
+                said!(log::error!(event = "event_loop_ended"; "an event loop of the data plane has ended: {error}"));
                 let _ = tell.send(Err(error));
             }
-        })?;
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || within(Box::new(looping)))?;
         let handle = told.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
         Ok(EventLoop { handle, stop, thread: Some(thread) })
     }

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
@@ -200,6 +201,12 @@ impl Stream {
         }
         self.source.want(cx, WRITABLE);
         Poll::Pending
+    }
+
+    /// Has it end with an error for the other side, when this is dropped: what was sent must not look complete.
+    pub fn reset(&self) {
+        // It fails if there is no connection any more.
+        let _ = rustix::net::sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
     }
 
     /// Says that no more will be sent.

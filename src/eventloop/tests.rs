@@ -115,7 +115,7 @@ fn a_deadline_moves_on_and_back() {
 
 #[test]
 fn a_task_can_be_woken_from_another_thread_and_is_run_on_its_own() {
-    let event_loop = EventLoop::start("test").unwrap();
+    let event_loop = EventLoop::start("test", |run| run()).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     let (release, released) = futures::channel::oneshot::channel();
     event_loop.handle().send(move || {
@@ -133,7 +133,7 @@ fn a_task_can_be_woken_from_another_thread_and_is_run_on_its_own() {
 #[test]
 fn a_loop_that_is_dropped_ends_with_its_tasks() {
     let (held, gone) = std::sync::mpsc::channel::<()>();
-    let event_loop = EventLoop::start("test").unwrap();
+    let event_loop = EventLoop::start("test", |run| run()).unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     event_loop.handle().send(move || {
         spawn(async move {
@@ -167,4 +167,23 @@ fn busy_tasks_do_not_keep_the_sockets_from_being_read() {
         drop(busy);
     })
     .unwrap();
+}
+
+#[test]
+fn a_loop_that_has_ended_drops_what_it_is_sent() {
+    let event_loop = EventLoop::start("test", |run| run()).unwrap();
+    let handle = event_loop.handle().clone();
+    assert!(!handle.has_ended());
+    let (held, gone) = std::sync::mpsc::channel::<()>();
+    let waiting = held.clone();
+    handle.send(move || {
+        // What was sent before the end, and comes after it.
+        expect_current().shared.push(Incoming::Job(Box::new(move || drop(waiting))));
+        panic!("as a task might")
+    });
+    while !handle.has_ended() {
+        std::thread::yield_now();
+    }
+    handle.send(move || held.send(()).unwrap());
+    assert!(gone.recv().is_err(), "nobody has it any more, and nobody did it");
 }

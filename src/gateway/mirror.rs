@@ -175,7 +175,7 @@ impl Duplicate {
         }
         match &*self.canary {
             Backend::Onnx(onnx) => {
-                let form = Form::of(request.uri(), request.headers()).map_err(|_| NoAnswer::Error)?;
+                let form = Form::of(request.uri().path(), request.headers()).map_err(|_| NoAnswer::Error)?;
                 let answer = onnx.infer(Call { form, body: request.into_body() }).await;
                 let answer = answer.map_err(|error| Refusal::of_inference(error, &self.who))?;
                 Ok(Said { body: answer.body.into(), json_bytes: answer.json_bytes })

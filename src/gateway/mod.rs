@@ -15,6 +15,7 @@ pub(crate) mod forward;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 pub(crate) mod headers;
+mod here;
 mod mirror;
 mod models;
 mod net;
@@ -40,7 +41,7 @@ mod v2;
 mod workers;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -53,6 +54,7 @@ use http::HeaderValue;
 
 pub use crate::gateway::body::Body;
 pub use crate::gateway::endpoints::{EndpointTotals, UpstreamTotals};
+pub(crate) use crate::gateway::here::computing;
 pub use crate::gateway::mirror::Mirrored;
 pub use crate::gateway::net::{AsyncStdNet, Io, Net};
 pub use crate::gateway::split::{Reason, Variant};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rten::{DataType, Dimension, Model, NodeId, RunOptions, Value, ValueOrView, ValueType};
@@ -13,6 +13,7 @@ use crate::api::ModelMetadata;
 use crate::core::ids::{Digest, ModelId, RouteName};
 use crate::gateway::BODY_BYTES_MAX;
 use crate::gateway::elements::{Datatype, Elements};
+use crate::gateway::here::{self, Pace};
 use crate::gateway::onnx_file;
 use crate::gateway::request::{Answer, Call, Form, InferRequest, Output};
 use crate::gateway::settings::{Batching, Settings, check_rows};
@@ -55,9 +56,12 @@ impl Onnx {
         Ok(Onnx { graph, workers })
     }
 
-    /// Answers a request.
+    /// Answers a request: at once, if the model is small and this thread is one that computes, and otherwise on the model's own threads.
     pub(crate) async fn infer(&self, call: Call) -> Result<Answer, InferError> {
-        self.workers.run(call).await?
+        match here::options().filter(|_| self.graph.is_quick(&call)) {
+            Some(options) => self.graph.answer_here(call, &options),
+            None => self.workers.run(call).await?,
+        }
     }
 
     /// What answers call its version.
@@ -106,6 +110,7 @@ struct Graph {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     batching: Option<Batching>,
+    pace: Pace,
 }
 
 impl Graph {
@@ -122,7 +127,17 @@ impl Graph {
         if batching.is_some() {
             check_rows(&inputs, &outputs).map_err(|why| format!("its settings ask for batch_rows_max, and {why}"))?;
         }
-        Ok(Graph { id: id.clone(), version: digest.short(), inputs, outputs, input_ids, output_ids, model, batching })
+        Ok(Graph {
+            id: id.clone(),
+            version: digest.short(),
+            inputs,
+            outputs,
+            input_ids,
+            output_ids,
+            model,
+            batching,
+            pace: Pace::default(),
+        })
     }
 
     /// All outputs, always in the same order: rten remembers its plan for one selection only.
@@ -133,14 +148,32 @@ impl Graph {
         results.into_iter().map(tensor).collect()
     }
 
+    fn read_call(&self, call: &Call) -> Result<InferRequest, InferError> {
+        InferRequest::read(call, &self.inputs, &self.outputs).map_err(InferError::Malformed)
+    }
+
     /// One request's answer, if these are its results.
     fn answer(&self, request: &InferRequest, outputs: &[Output<'_>]) -> Result<Answer, InferError> {
         request.answer(self.id.as_str(), &self.version, outputs).map_err(InferError::Malformed)
     }
 
     fn answer_alone(&self, mut request: InferRequest, options: &RunOptions) -> Result<Answer, InferError> {
-        let results = self.run(std::mem::take(&mut request.tensors), options).map_err(InferError::Failed)?;
+        let begun = Instant::now();
+        let results = self.run(std::mem::take(&mut request.tensors), options);
+        self.pace.took(begun.elapsed());
+        let results = results.map_err(InferError::Failed)?;
         self.answer(&request, &Output::whole(&self.outputs, &results))
+    }
+
+    /// Whether this request may hold up the thread that has read it. One that waits for others does not.
+    fn is_quick(&self, call: &Call) -> bool {
+        self.batching.is_none() && self.pace.is_quick(call.body.len())
+    }
+
+    fn answer_here(&self, call: Call, options: &RunOptions) -> Result<Answer, InferError> {
+        // A model's state is read only while it runs, so there is nothing half-changed behind a panic.
+        let answered = catch_unwind(AssertUnwindSafe(|| self.answer_alone(self.read_call(&call)?, options)));
+        answered.unwrap_or_else(|panic| Err(WorkError::Panicked(said(panic.as_ref())).into()))
     }
 
     /// Answers all of them by one run; nothing if that fails, whoever's fault it is.
@@ -209,7 +242,7 @@ impl Work for Graph {
     type Answer = Result<Answer, InferError>;
 
     fn read(&self, call: Call) -> Result<InferRequest, Result<Answer, InferError>> {
-        InferRequest::read(&call, &self.inputs, &self.outputs).map_err(|why| Err(InferError::Malformed(why)))
+        self.read_call(&call).map_err(Err)
     }
 
     fn compute(&self, batch: Vec<InferRequest>, options: &RunOptions) -> Vec<Result<Answer, InferError>> {

@@ -1,6 +1,7 @@
 //! One request, from its route to its answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue};
@@ -18,7 +19,7 @@ use crate::gateway::mirror::{Duplicate, MIRROR_BODY_BYTES_MAX, Mirrored};
 use crate::gateway::onnx::Onnx;
 use crate::gateway::payload::{BoxError, Payload};
 use crate::gateway::refusal::Refusal;
-use crate::gateway::request::{Call, Form};
+use crate::gateway::request::{Answer as InferAnswer, Call, Form};
 use crate::gateway::snapshot::{Gather, RouteSnapshot, Serving, Snapshot};
 use crate::gateway::split::{Reason, Variant};
 use crate::gateway::stats::{Bad, Counted};
@@ -59,7 +60,10 @@ impl Gateway {
         let snapshot = self.snapshot.load_full();
         let request_id = request_id(request.headers());
         let mut response = match self.choose(&snapshot, lease_until, route.as_str(), request.headers()) {
-            Ok(chosen) => self.answer(chosen, request, request_id).await,
+            Ok(chosen) => {
+                let mirrored = self.is_mirrored(&chosen);
+                self.answer(chosen, mirrored, request, request_id).await
+            }
             Err(refusal) => refusal.answer(request_id),
         };
         let headers = response.headers_mut();
@@ -109,10 +113,17 @@ impl Gateway {
         Ok(Chosen { part: on_trial.and_then(|trial| trial.part(variant, route.weights.canary, hash)), ..chosen })
     }
 
-    /// Has the chosen model answer; where the route shields its callers from a canary that fails, stable after it.
-    async fn answer(&self, mut chosen: Chosen<'_>, request: Request<Payload>, request_id: String) -> Response<Body> {
+    /// Has the chosen model answer; where the route shields its callers from a canary that fails, stable after it. A request that is mirrored
+    /// goes to the canary, too.
+    pub(super) async fn answer(
+        &self,
+        mut chosen: Chosen<'_>,
+        mirrored: bool,
+        request: Request<Payload>,
+        request_id: String,
+    ) -> Response<Body> {
         let again = chosen.may_be_shielded().then(|| repeatable(&request)).flatten();
-        let duplicate = self.duplicate(&chosen, &request, &request_id);
+        let duplicate = if mirrored { self.duplicate(&chosen, &request, &request_id) } else { None };
         let mut answered = self.attempt(&chosen, request, &request_id).await;
         if let Some(again) = again.filter(|_| chosen.has_failed(&answered)) {
             chosen.serving.stats.shielded();
@@ -127,12 +138,18 @@ impl Gateway {
         response
     }
 
-    /// A copy of this request for the canary, if it was drawn to be mirrored.
+    /// Draws whether the canary gets a copy of an inference of stable's. Once for each request.
+    pub(super) fn is_mirrored(&self, chosen: &Chosen<'_>) -> bool {
+        let RouteSnapshot { mirror_bp, canary, .. } = chosen.route;
+        let of_stable = *mirror_bp > 0 && canary.is_some() && chosen.variant == Variant::Stable && chosen.randomised();
+        of_stable && fastrand::u16(..WEIGHT_WHOLE_BP) < *mirror_bp
+    }
+
+    /// A copy of this request for the canary, if it can be had.
     fn duplicate(&self, chosen: &Chosen<'_>, request: &Request<Payload>, request_id: &str) -> Option<Duplicate> {
-        let RouteSnapshot { mirror_bp, canary, trial, gate, .. } = chosen.route;
+        let RouteSnapshot { canary, trial, gate, .. } = chosen.route;
         let (canary, OnTrial { trial, .. }) = (canary.as_ref()?, trial.as_ref()?);
-        let of_stable = chosen.variant == Variant::Stable && chosen.randomised() && *request.method() == Method::POST;
-        if !of_stable || *mirror_bp == 0 || fastrand::u16(..WEIGHT_WHOLE_BP) >= *mirror_bp {
+        if *request.method() != Method::POST {
             return None;
         }
         let copied = || {
@@ -156,6 +173,24 @@ impl Gateway {
         copied
     }
 
+    /// Has a model in the process answer a request that is there, and counts how it did.
+    pub(crate) async fn compute(
+        &self,
+        chosen: &Chosen<'_>,
+        onnx: &Onnx,
+        form: Result<Form, String>,
+        body: Bytes,
+    ) -> Result<InferAnswer, Refusal> {
+        let begun = Instant::now();
+        let answered = match form {
+            Ok(form) => onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who())),
+            Err(why) => Err(Refusal::malformed(why)),
+        };
+        let outcome = answered.as_ref().map(|_| StatusCode::OK);
+        self.count(chosen, begun.elapsed().as_micros() as u64, outcome);
+        answered
+    }
+
     /// Has one model answer, and counts how it did.
     async fn attempt(&self, chosen: &Chosen<'_>, request: Request<Payload>, request_id: &str) -> Result<Response<Body>, Refusal> {
         let progress = Progress::new();
@@ -166,10 +201,7 @@ impl Gateway {
                 let forwarded = forward(upstream, chosen, request, request_id, &progress).await;
                 forwarded.map(|response| self.watched(chosen, response))
             }
-            None => {
-                let why = chosen.serving.held.missing().unwrap_or_default();
-                Err(Refusal::not_loaded(format!("{}: {why}", chosen.who())))
-            }
+            None => Err(chosen.not_loaded()),
         };
         let outcome = answered.as_ref().map(Response::status);
         self.count(chosen, progress.latency().as_micros() as u64, outcome);
@@ -233,7 +265,7 @@ impl Gateway {
         if !fits(request.headers(), self.body_bytes_max) {
             return Err(Refusal::too_large(self.body_bytes_max));
         }
-        let form = Form::of(request.uri(), request.headers()).map_err(Refusal::malformed)?;
+        let form = Form::of(request.uri().path(), request.headers()).map_err(Refusal::malformed)?;
         let body = request.into_body().collect(self.body_bytes_max).await?;
         progress.end();
         let answer = onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))?;
@@ -278,7 +310,7 @@ impl Chosen<'_> {
     }
 
     /// Whether stable may be asked after the canary has failed. Who asked for the canary wants to see how it does.
-    fn may_be_shielded(&self) -> bool {
+    pub(super) fn may_be_shielded(&self) -> bool {
         self.variant == Variant::Canary && self.randomised() && self.route.shield && self.route.stable.held.backend().is_some()
     }
 
@@ -292,6 +324,12 @@ impl Chosen<'_> {
 
     pub(crate) fn who(&self) -> String {
         format!("{} {} of route {}", self.variant, self.serving.model.id, self.name)
+    }
+
+    /// The refusal of a request for a model that is not there.
+    pub(super) fn not_loaded(&self) -> Refusal {
+        let why = self.serving.held.missing().unwrap_or_default();
+        Refusal::not_loaded(format!("{}: {why}", self.who()))
     }
 
     fn name_in(&self, headers: &mut HeaderMap) {

@@ -80,11 +80,13 @@ impl Refusal {
             HungUp(..) | Lost(..) => (StatusCode::BAD_GATEWAY, "upstream_hung_up", Some(Bad::Connection)),
             ConnectTimeout(..) | NoAnswer(..) => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", Some(Bad::Timeout)),
             Overloaded(_) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", Some(Bad::ServerError)),
+            Shortage(..) => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", None),
             CallerStalled(_) => (StatusCode::REQUEST_TIMEOUT, "body_stalled", None),
             CallerGone => (StatusCode::BAD_REQUEST, "body_incomplete", None),
         };
         let (message, retry_after_s) = match error {
             Overloaded(overloaded) => (format!("{who}: {error}"), Some(overloaded.retry_after_s())),
+            Shortage(..) => (error.to_string(), Some(1)),
             _ if bad.is_some() => (format!("{who}: model server {error}"), None),
             _ => (error.to_string(), None),
         };

@@ -1,10 +1,11 @@
 //! A request to a model in the process, in whichever way it is written, and its answer, written the same way.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use http::{Response, Uri};
+use http::Response;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 use crate::gateway::elements::Slice;
+use crate::gateway::headers::Fields;
 use crate::gateway::tensor::{Tensor, TensorSpec};
 use crate::gateway::{v1, v2};
 
@@ -22,8 +23,8 @@ pub(crate) enum Form {
 
 impl Form {
     /// The form that a request's path and headers say. The error is for its caller.
-    pub(crate) fn of(uri: &Uri, headers: &HeaderMap) -> Result<Form, String> {
-        if uri.path().starts_with("/v1/") {
+    pub(crate) fn of(path: &str, headers: &impl Fields) -> Result<Form, String> {
+        if path.starts_with("/v1/") {
             return Ok(Form::V1);
         }
         json_bytes(headers).map(Form::V2)
@@ -31,14 +32,14 @@ impl Form {
 }
 
 /// What [`JSON_BYTES_HEADER`] says, if it is there.
-pub(crate) fn json_bytes(headers: &HeaderMap) -> Result<Option<usize>, String> {
-    let mut values = headers.get_all(JSON_BYTES_HEADER).iter();
+pub(crate) fn json_bytes(headers: &impl Fields) -> Result<Option<usize>, String> {
+    let mut values = headers.values(JSON_BYTES_HEADER);
     let Some(value) = values.next() else { return Ok(None) };
     // A sign would be taken, too.
-    let digits = value.to_str().ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+    let digits = std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
     match (digits.and_then(|digits| digits.parse().ok()), values.next()) {
         (Some(bytes), None) => Ok(Some(bytes)),
-        _ => Err(format!("header {JSON_BYTES_HEADER} must be a number of bytes, once; it is {value:?}")),
+        _ => Err(format!("header {JSON_BYTES_HEADER} must be a number of bytes, once; it is {:?}", String::from_utf8_lossy(value))),
     }
 }
 

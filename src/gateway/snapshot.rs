@@ -93,12 +93,11 @@ impl RouteSnapshot {
         self.stable.held.backend().is_some_and(is_onnx) && canary.is_none_or(is_onnx)
     }
 
-    /// Whether requests are passed on as they come, whichever variant is chosen: every model that is loaded is one of model servers, and no
-    /// body has to be there twice.
-    pub(crate) fn is_passed_on(&self) -> bool {
+    /// Whether every model that is loaded is one of model servers.
+    pub(crate) fn is_all_http(&self) -> bool {
         let is_http = |backend: &Arc<Backend>| matches!(**backend, Backend::Http(_));
         let canary = self.canary.as_ref().and_then(|canary| canary.held.backend());
-        self.stable.held.backend().is_some_and(is_http) && canary.is_none_or(is_http) && self.gathers(0).is_none()
+        self.stable.held.backend().is_none_or(is_http) && canary.is_none_or(is_http)
     }
 
     /// How much of a request's body has to be there before the request is given to a model, in bytes.

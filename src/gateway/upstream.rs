@@ -48,6 +48,8 @@ const UNREADY_NAMED_MAX: usize = 3;
 pub(crate) enum UpstreamError {
     #[error("cannot connect to {0}: {1}")]
     Connect(String, io::Error),
+    #[error("this node cannot open another connection to {0}: {1}; raise ulimit -n, or give the node fewer callers")]
+    Shortage(String, io::Error),
     #[error("{0} did not take a connection within {1} ms")]
     ConnectTimeout(String, u128),
     #[error("{0} hung up before it answered: {1}")]
@@ -65,6 +67,16 @@ pub(crate) enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// There is no connection to this server. What this node itself lacks is not the server's failure.
+    pub(crate) fn connecting(address: &Address, error: io::Error) -> UpstreamError {
+        use rustix::io::Errno;
+        const OWN: [Errno; 5] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
+        match error.raw_os_error() {
+            Some(code) if OWN.iter().any(|own| own.raw_os_error() == code) => UpstreamError::Shortage(address.to_string(), error),
+            _ => UpstreamError::Connect(address.to_string(), error),
+        }
+    }
+
     /// There was no connection to the server, or it ended before an answer.
     pub(crate) fn is_of_connection(&self) -> bool {
         matches!(self, UpstreamError::Connect(..) | UpstreamError::ConnectTimeout(..) | UpstreamError::HungUp(..) | UpstreamError::Lost(..))
@@ -308,7 +320,7 @@ impl Upstream {
             if may_reuse && let Some(sender) = self.idle_connection(index).await {
                 return Ok((sender, true));
             }
-            let refused = |error| UpstreamError::Connect(address.to_string(), error);
+            let refused = |error| UpstreamError::connecting(address, error);
             let io = self.net.connect(address.host(), address.port()).await.map_err(refused)?;
             let broken = |error| UpstreamError::HungUp(address.to_string(), error);
             let (sender, connection) = http1::handshake(io).await.map_err(broken)?;

@@ -160,7 +160,8 @@ impl<W: Work> Shared<W> {
         if queue.gathering > 0 {
             drop(queue);
             self.joined.notify_one();
-        } else if queue.waiting.len() <= queue.idle {
+        } else if queue.idle > 0 && (queue.waiting.len() <= queue.idle || queue.threads >= self.running.len()) {
+            // More may wait than threads are idle, and all of them asleep: what came while one gathered has roused no other.
             drop(queue);
             self.arrived.notify_one();
         } else if queue.threads < self.running.len() {
@@ -169,7 +170,7 @@ impl<W: Work> Shared<W> {
             drop(queue);
             if let Err(error) = self.start_thread(number) {
                 // Those that there are do it. The system has refused one, and is not asked again for each request.
-                log::warn!(event = "thread_refused", thread = self.name.as_str(); "no further thread can be started: {error}");
+                said!(log::warn!(event = "thread_refused", thread = self.name.as_str(); "no further thread can be started: {error}"));
             }
         }
     }
@@ -456,6 +457,63 @@ mod tests {
             assert!(batches.iter().all(|together| *together <= 3), "{batches:?}");
             assert!(batches.contains(&3), "{batches:?}");
         }
+    }
+
+    #[test]
+    fn threads_that_slept_while_one_gathered_help_with_what_is_left() {
+        let (begun_in, begun) = mpsc::channel();
+        let (go, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let answer = move |call: &'static str| {
+            begun_in.send(call).unwrap();
+            if call.starts_with('h') {
+                held.lock().unwrap().recv().ok();
+            }
+        };
+        let work = By { answer, together_max: 2, wait: Some(Duration::from_secs(3_600)), batches: Mutex::default() };
+        let workers = Workers::with_limit("test", Arc::new(work), Duration::from_millis(INFERENCE_MS_MAX)).unwrap();
+        let threads = workers.0.running.len();
+        if threads == 1 {
+            return;
+        }
+        // All threads that there can be, and asleep.
+        let start = |call: &'static str| {
+            let mut run = Box::pin(workers.run(call));
+            assert!((&mut run).now_or_never().is_none());
+            run
+        };
+        let started: Vec<_> = (0..threads)
+            .map(|_| {
+                let hold = start("hold");
+                begun.recv().unwrap();
+                hold
+            })
+            .collect();
+        (0..threads).for_each(|_| go.send(()).unwrap());
+        block_on(futures::future::join_all(started));
+        while workers.0.queue().idle < threads {
+            thread::yield_now();
+        }
+        // One of them gathers. It gets its second and a lot that cannot join, at once, and then is busy with its two.
+        let mut asked = vec![start("h1")];
+        while workers.0.queue().gathering == 0 {
+            thread::yield_now();
+        }
+        let mut queue = workers.0.queue();
+        let others = std::iter::repeat_n("b", 2 * threads);
+        let waiting = std::iter::once("h2").chain(others).map(|call| {
+            let (reply, answer) = oneshot::channel();
+            queue.waiting.push_back((Request::New(call), Pending { since: Instant::now(), reply }));
+            answer
+        });
+        let waiting: Vec<_> = waiting.collect();
+        drop(queue);
+        workers.0.joined.notify_one();
+        for answer in waiting.into_iter().skip(1) {
+            assert_eq!(block_on(answer), Ok(Ok(())), "somebody else computes it");
+        }
+        (0..2).for_each(|_| go.send(()).unwrap());
+        assert_eq!(block_on(asked.remove(0)), Ok(()));
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Middleware<State> for Answers {
             Ok(response) => response,
             Err(_) => {
                 counters.panicked();
-                log::error!(event = "handler_panicked", request_id = id.as_str(), path = path.as_str(); "a handler panicked");
+                said!(log::error!(event = "handler_panicked", request_id = id.as_str(), path = path.as_str(); "a handler panicked"));
                 Response::from(tide::Error::from(Refusal::new(500, "panicked", PANICKED)))
             }
         };

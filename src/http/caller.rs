@@ -14,10 +14,23 @@ const BUFFER_BYTES: usize = 16 * 1024;
 const LONG_BODY_BUFFER_BYTES: usize = 128 * 1024;
 /// Empty buffers that a thread keeps for its connections.
 const SPARE_BUFFERS_MAX: usize = 128;
+/// The same, of those for long bodies.
+const SPARE_LONG_BUFFERS_MAX: usize = 16;
 
 thread_local! {
-    /// An idle connection has no buffer: it takes one when there is something to read.
-    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    /// A connection without anything to read has no buffer: it takes one when there is.
+    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { short: Vec::new(), long: Vec::new() }) };
+}
+
+/// Buffers that nobody uses.
+struct Spare {
+    short: Vec<Vec<u8>>,
+    long: Vec<Vec<u8>>,
+}
+
+fn buffer(long: bool) -> Vec<u8> {
+    let spare = SPARE.with_borrow_mut(|spare| if long { spare.long.pop() } else { spare.short.pop() });
+    spare.unwrap_or_else(|| vec![0; if long { LONG_BODY_BUFFER_BYTES } else { BUFFER_BYTES }])
 }
 
 /// What was read and not used yet.
@@ -49,12 +62,16 @@ impl Input {
     /// Reads more behind what is there; 0 is the end. `to_come` bytes of a body are expected, so the buffer is made to fit.
     pub(super) fn poll_fill(&mut self, stream: &Stream, cx: &Context<'_>, to_come: u64) -> Poll<io::Result<usize>> {
         // Until there is something to read no buffer is needed.
-        ready!(stream.poll_readable(cx));
+        if stream.poll_readable(cx).is_pending() {
+            self.give_back();
+            return Poll::Pending;
+        }
         let long = to_come > BUFFER_BYTES as u64;
         if self.is_empty() && long && self.bytes.len() < LONG_BODY_BUFFER_BYTES {
-            self.bytes.resize(LONG_BODY_BUFFER_BYTES, 0);
+            self.give_back();
+            self.bytes = buffer(true);
         } else if self.bytes.is_empty() {
-            self.bytes = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES]);
+            self.bytes = buffer(false);
         } else if self.end == self.bytes.len() {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -80,10 +97,10 @@ impl Input {
     pub(super) fn give_back(&mut self) {
         if self.is_empty() && !self.bytes.is_empty() {
             let buffer = std::mem::take(&mut self.bytes);
-            SPARE.with_borrow_mut(|spare| {
-                if spare.len() < SPARE_BUFFERS_MAX && buffer.len() == BUFFER_BYTES {
-                    spare.push(buffer);
-                }
+            SPARE.with_borrow_mut(|spare| match buffer.len() {
+                BUFFER_BYTES if spare.short.len() < SPARE_BUFFERS_MAX => spare.short.push(buffer),
+                LONG_BODY_BUFFER_BYTES if spare.long.len() < SPARE_LONG_BUFFERS_MAX => spare.long.push(buffer),
+                _ => {}
             });
         }
     }

@@ -27,6 +27,7 @@ use super::front::Target;
 use super::head::{self, Facts, Framed, Lines, PARSED_HEADERS_MAX, RequestHead};
 use super::pipe::PIECES_PER_TURN_MAX;
 use super::pool::{Pool, UPSTREAM_IDLE_MS_MAX};
+use super::relay::{Planned, joined};
 use super::request_id::RequestId;
 use super::{BODY_BYTES_PER_S_MIN, Body, BodyError, Front, Limits, Refusal};
 use crate::eventloop::places::Places;
@@ -53,12 +54,14 @@ impl Lane {
         Rc::new(Lane { front, view, pool: Pool::default(), stopping: Cell::new(false), tasks: RefCell::default() })
     }
 
-    /// Lets go of connections to model servers that nobody needs.
+    /// Lets go of connections to model servers that nobody needs, and of models that are not routed to any more: without requests, this
+    /// thread would not hear of it.
     pub(super) async fn keep_house(&self) {
         let mut deadline = Deadline::new();
         loop {
             deadline.past(eventloop::now() + Duration::from_millis(UPSTREAM_IDLE_MS_MAX)).await;
             self.pool.sweep();
+            let _ = self.view.as_ref().map(View::routing);
         }
     }
 
@@ -249,8 +252,10 @@ impl Connection {
         let lane = Rc::clone(&self.lane);
         let routing = lane.view.as_ref().map(View::routing);
         let asked = match self.plan(length, routing.as_ref().map(|(lease, routing)| (*lease, &**routing))) {
-            super::relay::Planned::Forward(forward) => return self.forward(forward).await,
-            super::relay::Planned::Answer(asked) => asked,
+            Planned::Forward(forward) => return self.forward(forward).await,
+            Planned::Compute(compute) => return self.compute(compute).await,
+            Planned::Special(special, asked, body, routing) => return self.answer_special(special, *asked, body, routing).await,
+            Planned::Answer(asked) => asked,
         };
         drop(routing);
         match asked {
@@ -306,11 +311,7 @@ impl Connection {
             whole = self.skip(facts.framed);
         }
         let keep = facts.keep_alive && whole && !self.lane.is_stopping();
-        match self.respond(response, &[], facts.minor, head_only, keep).await {
-            Ok(()) if keep => Then::Next,
-            Ok(()) => Then::Close,
-            Err(_) => Then::Cut,
-        }
+        self.respond(response, &[], facts.minor, head_only, keep).await
     }
 
     /// Uses up a body, or what is left of one, that has a length and is there as a whole.
@@ -423,15 +424,9 @@ impl Connection {
         }
     }
 
-    /// Writes an answer: its head with these lines added, and its body.
-    pub(super) async fn respond(
-        &mut self,
-        response: Response<Body>,
-        lines: &[u8],
-        minor: u8,
-        head_only: bool,
-        keep: bool,
-    ) -> io::Result<()> {
+    /// Writes an answer: its head with these lines added, and its body. Says what becomes of the connection, which is not kept, even if that
+    /// is asked for, where only its end says that the body is over.
+    pub(super) async fn respond(&mut self, response: Response<Body>, lines: &[u8], minor: u8, head_only: bool, keep: bool) -> Then {
         let (parts, body) = response.into_parts();
         let endless = parts.extensions.get::<Endless>().is_some();
         let bodiless = head_only || parts.status == StatusCode::NO_CONTENT || parts.status == StatusCode::NOT_MODIFIED;
@@ -460,7 +455,7 @@ impl Connection {
         let stall_ms_max = self.limits().stall_ms_max;
         let sent = match body.into_bytes() {
             Ok(bytes) => {
-                let body = if bodiless { &[][..] } else { &bytes };
+                let body = joined(&mut out, if bodiless { &[] } else { &bytes });
                 send(&self.stream, &mut self.deadline, &out, body, stall_ms_max).await
             }
             Err(_) if bodiless => send(&self.stream, &mut self.deadline, &out, &[], stall_ms_max).await,
@@ -471,7 +466,16 @@ impl Connection {
             }
         };
         self.out = out;
-        sent
+        match sent {
+            Ok(()) if keep => Then::Next,
+            Ok(()) => Then::Close,
+            Err(_) => {
+                if !chunked && length.is_none() {
+                    self.stream.reset();
+                }
+                Then::Cut
+            }
+        }
     }
 
     /// Writes a body that comes in pieces, each as soon as it is there, the first with the head.

@@ -30,7 +30,7 @@ use super::request_id::{REQUEST_ID_HEADER, RequestId};
 use super::{ACCEPT_PAUSE_MS_MAX, ACCEPT_PAUSE_MS_MIN, Body, Control, Counters, Limits, Predict, Refusal, TURNED_AWAY_MAX};
 use crate::core::ids::RouteName;
 use crate::eventloop::{self, EventLoop, Stream};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, computing};
 
 /// The route of `POST /predict`.
 const DEFAULT_ROUTE: &str = "default";
@@ -156,7 +156,7 @@ impl Front {
         let answer = AssertUnwindSafe(async { self.predict.predict(route, request).await }).catch_unwind().await;
         if answer.is_err() {
             self.counters.panicked();
-            log::error!(event = "handler_panicked", request_id:? = id; "the data plane panicked on a request");
+            said!(log::error!(event = "handler_panicked", request_id:? = id; "the data plane panicked on a request"));
         }
         answer.map_err(|_| Refusal::new(500, "panicked", PANICKED))
     }
@@ -192,7 +192,10 @@ impl Front {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = Pause::default();
-                    let Some(least) = loops.iter().min_by_key(|serving| serving.open.load(Ordering::Relaxed)) else { continue };
+                    let running = loops.iter().filter(|serving| !serving.event_loop.handle().has_ended());
+                    let Some(least) = running.min_by_key(|serving| serving.open.load(Ordering::Relaxed)) else {
+                        return Err(io::Error::other("every event loop of the data plane has ended"));
+                    };
                     if open() < connections_max {
                         least.serve(stream, peer.ip());
                     } else {
@@ -219,10 +222,10 @@ impl Front {
     fn connections_max(&self) -> usize {
         let (wanted, possible) = (self.limits.connections_max, connections_possible());
         if possible < wanted {
-            log::warn!(
+            said!(log::warn!(
                 event = "connections_limited", connections_max = possible;
                 "{possible} connections at once instead of {wanted}: the process may not open more files; raise ulimit -n"
-            );
+            ));
         }
         wanted.min(possible)
     }
@@ -243,7 +246,7 @@ thread_local! {
 
 impl ServingLoop {
     fn start(front: &Arc<Front>, number: usize) -> io::Result<ServingLoop> {
-        let event_loop = EventLoop::start(&format!("data-{number}"))?;
+        let event_loop = EventLoop::start(&format!("data-{number}"), computing)?;
         let shared = Arc::clone(front);
         event_loop.handle().send(move || {
             let lane = Lane::new(shared);
@@ -305,7 +308,7 @@ impl ServingLoop {
 /// The thread's lane, and the socket as its event loop has it.
 fn taken(stream: std::net::TcpStream) -> Option<(Rc<Lane>, Stream)> {
     let stream = Stream::tcp(stream).inspect_err(|error| {
-        log::debug!(event = "connection_failed"; "a connection could not be taken: {error}");
+        said!(log::debug!(event = "connection_failed"; "a connection could not be taken: {error}"));
     });
     LANE.with_borrow(Option::clone).zip(stream.ok())
 }
@@ -337,7 +340,7 @@ impl Drop for Open {
 /// A connection that panics must not end the loop with all the others.
 async fn caught(future: impl Future<Output = ()>) {
     if AssertUnwindSafe(future).catch_unwind().await.is_err() {
-        log::error!(event = "connection_panicked"; "a connection's task panicked");
+        said!(log::error!(event = "connection_panicked"; "a connection's task panicked"));
     }
 }
 
@@ -366,7 +369,7 @@ impl Pause {
         }
         self.ms = (self.ms * 2).clamp(ACCEPT_PAUSE_MS_MIN, ACCEPT_PAUSE_MS_MAX);
         self.until = Some(now + Duration::from_millis(self.ms));
-        log::warn!(event = "accept_failed", pause_ms = self.ms; "no connection can be accepted for {} ms: {error}", self.ms);
+        said!(log::warn!(event = "accept_failed", pause_ms = self.ms; "no connection can be accepted for {} ms: {error}", self.ms));
     }
 }
 

@@ -15,6 +15,8 @@ mod app;
 mod body;
 mod bridge;
 mod caller;
+#[cfg(test)]
+mod choice_tests;
 mod chunked;
 pub mod client;
 mod connection;

@@ -1,14 +1,17 @@
 //! Connections to model servers: one thread's own, kept while they are idle.
 
 use std::cell::RefCell;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use async_std::net::ToSocketAddrs as _;
 
 use super::caller::Input;
-use crate::eventloop::{self, Stream};
+use crate::eventloop::{self, Deadline, Stream};
 
 /// Idle connections that one thread keeps to one model server.
 pub const UPSTREAM_IDLE_MAX: usize = 256;
@@ -70,6 +73,11 @@ impl Pool {
         }
     }
 
+    /// Lets go of all of them. Says whether there were any.
+    pub(super) fn clear(&self) -> bool {
+        !std::mem::take(&mut *self.idle.borrow_mut()).is_empty()
+    }
+
     /// Lets go of those that are too old or have ended.
     pub(super) fn sweep(&self) {
         let now = eventloop::now();
@@ -82,17 +90,33 @@ impl Pool {
     }
 }
 
-/// Connects to a server by name or address; of several addresses to the first that takes the connection.
-pub(super) async fn connect(host: &str, port: u16) -> io::Result<Connected> {
+/// Connects to a server by name or address; of several addresses to the first that takes the connection. Each gets an equal part of what is
+/// left of the time, so that one that never answers leaves some for the others. Whoever calls sets the limit of all.
+pub(super) async fn connect(host: &str, port: u16, until: Instant) -> io::Result<Connected> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(Connected { stream: Stream::connect(SocketAddr::new(address, port)).await?, input: Input::default() });
     }
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for address in (host, port).to_socket_addrs().await? {
-        match Stream::connect(address).await {
+    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().await?.collect();
+    for (number, address) in addresses.iter().enumerate() {
+        let now = eventloop::now();
+        let part = until.saturating_duration_since(now) / (addresses.len() - number) as u32;
+        match in_time(Stream::connect(*address), now + part).await {
             Ok(stream) => return Ok(Connected { stream, input: Input::default() }),
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+async fn in_time<T>(future: impl Future<Output = io::Result<T>>, until: Instant) -> io::Result<T> {
+    let (mut future, mut deadline) = (pin!(future), Deadline::new());
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(done);
+        }
+        ready!(deadline.poll_past(cx, until));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    })
+    .await
 }

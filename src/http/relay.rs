@@ -1,4 +1,5 @@
-//! A prediction that is passed on to a model server: its head with the few lines changed that have to be, both bodies as they come.
+//! A prediction that is passed on to a model server: its head with the few lines changed that have to be, both bodies as they come. And one
+//! that a model in the process answers, whose body has come with its head.
 //!
 //! A request costs four system calls: its head and body are read in one and written in one, and so are the answer's. Neither head is taken
 //! apart and put together again; what stands between two lines that change is copied in one piece.
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use httparse::Header;
 
 use super::caller::send;
@@ -23,29 +25,50 @@ use super::pipe::{Broken, First, Pipe};
 use super::pool::{Connected, connect};
 use super::request_id::{REQUEST_ID_HEADER, RequestId, hexadecimal};
 use super::{Body, FORWARDED_BODY_BYTES_MAX, Refusal, TUNNEL_IDLE_MS_MAX};
-use crate::api::{MIRROR_HEADER, VARIANT_HEADER};
+use crate::api::{MIRROR_HEADER, NODE_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::clock::time;
 use crate::core::ids::Time;
 use crate::eventloop::{self, Deadline, Stream};
-use crate::gateway::forward::{self, Chosen, Permit, Plan, Routing, Upstream, UpstreamError};
+use crate::gateway::forward::{self, Chosen, Coming, Form, Onnx, Permit, Plan, Routing, Special, Upstream, UpstreamError};
 use crate::gateway::headers::{Fields, is_hop_by_hop};
 
 /// Longest head of an answer, in bytes.
 pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// Answers of 1xx that may come before one to a request.
+pub const INTERIM_ANSWERS_MAX: u32 = 64;
+
 /// Longest body that is copied behind its head, in bytes.
 const JOINED_BYTES_MAX: usize = 4 * 1024;
+
+/// What the lines that name an answer usually take, in bytes.
+const TOLD_LINES_BYTES: usize = 256;
 
 /// What becomes of a request.
 pub(super) enum Planned<'s> {
     Forward(Forward<'s>),
+    /// All of it has been read.
+    Compute(Compute<'s>),
+    /// All of it has been read, with this body.
+    Special(Special<'s>, Box<Asked>, Bytes, &'s Routing),
     Answer(Result<Box<Asked>, Refusal>),
+}
+
+/// A request to a model in the process.
+pub(super) struct Compute<'s> {
+    routing: &'s Routing,
+    chosen: Chosen<'s>,
+    onnx: &'s Onnx,
+    form: Result<Form, String>,
+    body: Bytes,
+    facts: Facts,
+    id: RequestId,
 }
 
 /// A request that is passed on. Its head stands in [`Connection::out`] as the model server gets it.
 pub(super) struct Forward<'s> {
     routing: &'s Routing,
-    chosen: Result<(Chosen<'s>, &'s Arc<Upstream>), forward::Refusal>,
+    chosen: Result<(Chosen<'s>, &'s Arc<Upstream>), Unserved<'s>>,
     /// A place at one of the servers; none yet where all are taken.
     permit: Option<Permit>,
     facts: Facts,
@@ -56,6 +79,9 @@ pub(super) struct Forward<'s> {
     target: String,
     method: &'static str,
 }
+
+/// Why nobody is asked, and who would have been.
+type Unserved<'s> = (Option<Chosen<'s>>, forward::Refusal);
 
 /// The lines of a head, as they were parsed.
 struct Parsed<'h, 'b>(&'h [Header<'b>]);
@@ -102,7 +128,11 @@ impl Connection {
             Err(refusal) => Planned::Answer(Err(refusal)),
         };
         self.out = out;
-        self.input.use_up(length);
+        let body = match &planned {
+            Planned::Compute(Compute { body, .. }) | Planned::Special(.., body, _) => body.len(),
+            Planned::Forward(_) | Planned::Answer(_) => 0,
+        };
+        self.input.use_up(length + body);
         planned
     }
 
@@ -125,10 +155,33 @@ impl Connection {
             (routing, &self.lane.view, method, Target::route_of(path))
         {
             let gateway = view.gateway();
-            let chosen = match routing.plan(gateway, lease_until, route, &fields) {
-                Plan::Elsewhere => return Planned::Answer(asked(head, id)),
+            let behind = self.input.held().get(bytes.len()..).unwrap_or_default();
+            let body_bytes_max = self.limits().body_bytes_max;
+            let coming = match head.facts.framed {
+                _ if method == "GET" => Coming::Nothing,
+                Framed::Length(length) if length <= body_bytes_max.min(behind.len() as u64) => Coming::Whole(length),
+                Framed::Length(length) => Coming::Bytes(length),
+                Framed::Chunked | Framed::UntilClose => Coming::Chunked,
+            };
+            // Copied only if it is whole, and then it is short.
+            let body = || match coming {
+                Coming::Whole(length) => Bytes::copy_from_slice(behind.get(..length as usize).unwrap_or_default()),
+                _ => Bytes::new(),
+            };
+            let chosen = match routing.plan(gateway, lease_until, route, &fields, coming) {
+                Plan::Wait => return Planned::Answer(asked(head, id)),
+                Plan::Compute(chosen, onnx) => {
+                    let form = Form::of(path, &fields);
+                    return Planned::Compute(Compute { routing, chosen, onnx, form, body: body(), facts: head.facts, id });
+                }
+                Plan::Answer(special) => {
+                    return match asked(head, id) {
+                        Ok(asked) => Planned::Special(special, asked, body(), routing),
+                        Err(refusal) => Planned::Answer(Err(refusal)),
+                    };
+                }
                 Plan::Forward(chosen, upstream) => Ok((chosen, upstream)),
-                Plan::Refused(refusal) => Err(refusal),
+                Plan::Refused(chosen, refusal) => Err((chosen, refusal)),
             };
             let mut forward =
                 Forward { routing, chosen, permit: None, facts: head.facts, id, server_lines: 0, target: String::new(), method };
@@ -161,7 +214,7 @@ impl Connection {
                     host = Some(header.value);
                     return true;
                 }
-                11 if is("traceparent") => traced = true,
+                11 if is("traceparent") => traced = !named.has(name),
                 12 if is(REQUEST_ID_HEADER) => return true,
                 14 if is("content-length") => has_length = true,
                 15 if is("x-forwarded-for") => {
@@ -171,8 +224,8 @@ impl Connection {
                 15 if is(MIRROR_HEADER) => return true,
                 // An order to this node, not to the next; and only this node says that something is mirrored.
                 16 if is(VARIANT_HEADER) => return true,
-                16 if is("x-forwarded-host") => forwarded_host = true,
-                17 if is("x-forwarded-proto") => forwarded_proto = true,
+                16 if is("x-forwarded-host") => forwarded_host = !named.has(name),
+                17 if is("x-forwarded-proto") => forwarded_proto = !named.has(name),
                 _ => {}
             }
             is_hop_by_hop(name) || named.has(name)
@@ -213,10 +266,11 @@ impl Connection {
         let Forward { routing, chosen, permit, facts, id, server_lines, target, method } = forward;
         let (chosen, upstream) = match chosen {
             Ok(chosen) => chosen,
-            Err(refusal) => return self.refuse_forward(None, refusal, routing, facts, id, facts.framed).await,
+            Err((chosen, refusal)) => return self.refuse_forward(chosen.as_ref(), refusal, routing, facts, id, facts.framed).await,
         };
-        let mut job = Job { chosen, upstream, facts, id, routing, method, asked: eventloop::now(), latency: None, left: facts.framed };
-        match self.pass(&mut job, permit, server_lines, &target).await {
+        let mut job =
+            Job { chosen, upstream, facts, id, routing, method, target, asked: eventloop::now(), latency: None, left: facts.framed };
+        match self.pass(&mut job, permit, server_lines).await {
             Ok(then) => then,
             Err(Failed::Gone) => Then::Cut,
             Err(Failed::Refused(error)) => {
@@ -228,8 +282,7 @@ impl Connection {
             }
             Err(Failed::Limit(refusal)) => {
                 let response = self.lane.front.refusal(&refusal, id);
-                let _ = self.respond(response, &[], facts.minor, false, false).await;
-                Then::Close
+                self.respond(response, &[], facts.minor, false, false).await
             }
         }
     }
@@ -243,64 +296,92 @@ impl Connection {
         id: RequestId,
         left: Framed,
     ) -> Then {
-        let mut lines = Vec::new();
-        routing.name_in(chosen, &mut lines);
-        super::connection::line(REQUEST_ID_HEADER, id.as_bytes(), &mut lines);
-        self.lane.front.counters().answered(Answered::Predict, refusal.status.as_u16());
         let response = refusal.answer(id.as_str().to_owned()).map(Body::from);
-        let keep = facts.keep_alive && self.skip(left) && !self.lane.is_stopping();
-        match self.respond(response, &lines, facts.minor, false, keep).await {
-            Ok(()) if keep => Then::Next,
-            Ok(()) => Then::Close,
-            Err(_) => Then::Cut,
-        }
+        let whole = self.skip(left);
+        self.tell(chosen, response, routing, facts, id, whole).await
     }
 
-    /// A connection to one of the model's servers, and the place there. Of a server that cannot be reached another one is tried.
-    async fn reach(
+    /// Answers a prediction in the name of what was chosen, if anything was. The connection goes on if `whole` of the request was read.
+    async fn tell(
         &mut self,
-        job: &Job<'_>,
-        permit: Option<Permit>,
-        server_lines_length: usize,
-        target: &str,
-    ) -> Result<(Permit, Connected, bool), Failed> {
+        chosen: Option<&Chosen<'_>>,
+        response: http::Response<Body>,
+        routing: &Routing,
+        facts: Facts,
+        id: RequestId,
+        whole: bool,
+    ) -> Then {
+        let mut lines = Vec::with_capacity(TOLD_LINES_BYTES);
+        routing.name_in(chosen, &mut lines);
+        super::connection::line(REQUEST_ID_HEADER, id.as_bytes(), &mut lines);
+        self.lane.front.counters().answered(Answered::Predict, response.status().as_u16());
+        let keep = facts.keep_alive && whole && !self.lane.is_stopping();
+        self.respond(response, &lines, facts.minor, false, keep).await
+    }
+
+    /// Has a model in the process answer.
+    pub(super) async fn compute(&mut self, compute: Compute<'_>) -> Then {
+        let Compute { routing, chosen, onnx, form, body, facts, id } = compute;
+        let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
+        let answered = self.unless_gone(gateway.compute(&chosen, onnx, form, body)).await;
+        let Some(answered) = answered else { return Then::Cut };
+        let response = match answered {
+            Ok(answer) => http::Response::from(answer).map(Body::from),
+            Err(refusal) => refusal.answer(id.as_str().to_owned()).map(Body::from),
+        };
+        self.tell(Some(&chosen), response, routing, facts, id, true).await
+    }
+
+    /// Answers a request that more than one model may have to see.
+    pub(super) async fn answer_special(&mut self, special: Special<'_>, asked: Asked, body: Bytes, routing: &Routing) -> Then {
+        let Asked { request, facts, id, .. } = asked;
+        let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
+        let answering = special.answer(&gateway, request.map(|()| body), id.as_str().to_owned());
+        let Some(mut response) = self.unless_gone(answering).await else { return Then::Cut };
+        // What this node says of itself nobody says in its name.
+        for name in [VERSION_HEADER, NODE_HEADER, REQUEST_ID_HEADER] {
+            response.headers_mut().remove(name);
+        }
+        self.tell(None, response.map(Body::from), routing, facts, id, true).await
+    }
+
+    /// A connection to one of the model's servers, and the place there. Of a server that cannot be reached another one is tried. `out` begins
+    /// with this many bytes of the lines that depend on the server, and ends up with the right ones.
+    async fn reach(&mut self, job: &Job<'_>, permit: Option<Permit>, server_lines: usize, may_reuse: bool) -> Result<Reached, Failed> {
         let lane = Rc::clone(&self.lane);
         let endpoints = job.upstream.endpoints();
-        let mut written = server_lines_length;
+        let mut server_lines = server_lines;
         let mut permit = match permit {
             Some(permit) => permit,
             None => {
                 let admitted = self.unless_gone(endpoints.admit(time)).await.ok_or(Failed::Gone)?;
                 let permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
-                written = self.readdress(&permit, job.method, target, written);
+                server_lines = self.readdress(&permit, job, server_lines);
                 permit
             }
         };
         let mut retries = job.upstream.retries();
         loop {
-            let key = (endpoints.number(), permit.index());
-            if let Some(connected) = lane.pool.take(key) {
-                return Ok((permit, connected, true));
+            if may_reuse && let Some(server) = lane.pool.take((endpoints.number(), permit.index())) {
+                return Ok(Reached { permit, server, reused: true, server_lines });
             }
-            let connected = Self::connect_to(&self.stream, &mut self.deadline, job, &permit).await;
-            match connected {
-                Ok(connected) => return Ok((permit, connected, false)),
-                Err(Failed::Refused(_)) if retries > 0 && endpoints.all().len() > 1 => {
-                    retries -= 1;
-                    permit.failed(time());
-                    // It keeps its place until it has the next one.
-                    let failed = permit.index();
-                    let admitted = self.unless_gone(endpoints.admit_elsewhere(time, failed)).await.ok_or(Failed::Gone)?;
-                    permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
-                    written = self.readdress(&permit, job.method, target, written);
-                }
-                Err(error) => {
-                    if matches!(error, Failed::Refused(_)) {
-                        permit.failed(time());
-                    }
-                    return Err(error);
-                }
+            let error = match Self::connect_to(&self.stream, &mut self.deadline, job, &permit).await {
+                Ok(server) => return Ok(Reached { permit, server, reused: false, server_lines }),
+                // What this thread keeps for later is in the way of what is needed now.
+                Err(Failed::Refused(UpstreamError::Shortage(..))) if lane.pool.clear() => continue,
+                Err(Failed::Refused(error)) if error.is_of_connection() => error,
+                Err(failed) => return Err(failed),
+            };
+            permit.failed(time());
+            if retries == 0 || endpoints.all().len() == 1 {
+                return Err(Failed::Refused(error));
             }
+            retries -= 1;
+            // It keeps its place until it has the next one.
+            let failed = permit.index();
+            let admitted = self.unless_gone(endpoints.admit_elsewhere(time, failed)).await.ok_or(Failed::Gone)?;
+            permit = admitted.map_err(|error| Failed::Refused(error.into()))?;
+            server_lines = self.readdress(&permit, job, server_lines);
         }
     }
 
@@ -308,10 +389,10 @@ impl Connection {
     async fn connect_to(stream: &Stream, deadline: &mut Deadline, job: &Job<'_>, permit: &Permit) -> Result<Connected, Failed> {
         let limit = job.upstream.connect_timeout();
         let (address, until) = (permit.address(), eventloop::now() + limit);
-        let mut connecting = std::pin::pin!(connect(address.host(), address.port()));
+        let mut connecting = std::pin::pin!(connect(address.host(), address.port(), until));
         poll_fn(|cx| {
             if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
-                return Poll::Ready(connected.map_err(|error| Failed::Refused(UpstreamError::Connect(address.to_string(), error))));
+                return Poll::Ready(connected.map_err(|error| Failed::Refused(UpstreamError::connecting(address, error))));
             }
             if stream.poll_hung_up(cx).is_ready() {
                 return Poll::Ready(Err(Failed::Gone));
@@ -323,15 +404,15 @@ impl Connection {
     }
 
     /// Writes the first lines of the head for this server in place of those that are there; gives their length.
-    fn readdress(&mut self, permit: &Permit, method: &str, target: &str, written: usize) -> usize {
+    fn readdress(&mut self, permit: &Permit, job: &Job<'_>, written: usize) -> usize {
         let mut lines = Vec::new();
-        server_lines(permit, method, target, &mut lines);
+        server_lines(permit, job.method, &job.target, &mut lines);
         let length = lines.len();
         self.out.splice(..written.min(self.out.len()), lines);
         length
     }
 
-    async fn pass(&mut self, job: &mut Job<'_>, permit: Option<Permit>, server_lines: usize, target: &str) -> Result<Then, Failed> {
+    async fn pass(&mut self, job: &mut Job<'_>, permit: Option<Permit>, server_lines: usize) -> Result<Then, Failed> {
         let lane = Rc::clone(&self.lane);
         let Some(view) = &lane.view else { return Err(Failed::Gone) };
         let gateway = view.gateway();
@@ -340,24 +421,21 @@ impl Connection {
         {
             return Err(Failed::Limit(super::BodyError::TooLarge { bytes_max: FORWARDED_BODY_BYTES_MAX }.refusal()));
         }
-        let (permit, mut server, reused) = self.reach(job, permit, server_lines, target).await?;
+        let mut reached = self.reach(job, permit, server_lines, true).await?;
         // A caller waits for a place and a connection as it waits for the model.
         let waited = eventloop::now().duration_since(job.asked);
-        let key = (job.upstream.endpoints().number(), permit.index());
         if job.facts.framed != Framed::Length(0) {
             self.go_on(job.facts).await.map_err(|_| Failed::Gone)?;
         }
 
         let mut upload = Pipe::new(job.facts.framed, job.facts.framed == Framed::Chunked);
         let body_begun = eventloop::now();
-        let sent = self.send_request(&mut upload, &mut server, &permit, reused, job).await;
-        sent.inspect_err(|failed| {
-            if matches!(failed, Failed::Refused(_)) {
-                permit.failed(time());
-            }
-        })?;
+        reached = self.send_request(&mut upload, reached, job).await?;
+        let Reached { permit, mut server, .. } = reached;
+        let key = (job.upstream.endpoints().number(), permit.index());
 
         // The answer's head, while the rest of the request's body goes on.
+        let mut interim = 0;
         let answer = loop {
             let answer = self.answer_head(job, &mut upload, body_begun, &mut server, &permit).await;
             let answer = match answer {
@@ -374,6 +452,12 @@ impl Connection {
             // What is only said in between is not passed on.
             if answer.status >= 200 || answer.status == 101 {
                 break answer;
+            }
+            interim += 1;
+            if interim > INTERIM_ANSWERS_MAX {
+                permit.failed(time());
+                let why = format!("it has said {interim} times that its answer comes");
+                return Err(Failed::Refused(UpstreamError::Lost(permit.address().to_string(), why)));
             }
         };
         permit.answered();
@@ -407,41 +491,42 @@ impl Connection {
         }
     }
 
-    /// Sends the head, and what is there of the body with it.
-    async fn send_request(
-        &mut self,
-        upload: &mut Pipe,
-        server: &mut Connected,
-        permit: &Permit,
-        mut reused: bool,
-        job: &Job<'_>,
-    ) -> Result<(), Failed> {
+    /// Sends the head, and what is there of the body with it. Gives back where it went: of a connection that its server had closed while it
+    /// was idle nothing was taken, and the request goes to a new one, perhaps of another server.
+    async fn send_request(&mut self, upload: &mut Pipe, mut reached: Reached, job: &Job<'_>) -> Result<Reached, Failed> {
         let first = upload.first(&mut self.input).map_err(|broken| of_caller(&broken))?;
-        let body = match first {
-            First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
-            First::Pending => upload.pending(),
-        };
-        let body = joined(&mut self.out, body);
+        let mut joined_already = false;
         loop {
-            // A server that has closed a connection that was idle takes nothing: once more, on a new one.
+            let body = match first {
+                First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
+                First::Pending => upload.pending(),
+            };
+            let joins = body.len() <= JOINED_BYTES_MAX;
+            let body = if std::mem::replace(&mut joined_already, true) && joins { &[] } else { joined(&mut self.out, body) };
+            let Reached { permit, server, reused, server_lines } = &reached;
+            let lost = |error: std::io::Error| Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string()));
             let once = poll_fn(|cx| Poll::Ready(write_once(&server.stream, cx, &self.out, body))).await;
-            let went = match once {
-                Err(_) if std::mem::take(&mut reused) => {
-                    *server = Self::connect_to(&self.stream, &mut self.deadline, job, permit).await?;
+            let sent = match once {
+                Err(_) if *reused => {
+                    let server_lines = *server_lines;
+                    reached = self.reach(job, Some(reached.permit), server_lines, false).await?;
                     continue;
                 }
-                Err(error) => return Err(Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string()))),
-                Ok(went) => went,
+                Err(error) => Err(error),
+                Ok(went) if went < self.out.len() + body.len() => {
+                    let head_left = self.out.get(went.min(self.out.len())..).unwrap_or_default();
+                    let body_left = body.get(went.saturating_sub(self.out.len())..).unwrap_or_default();
+                    let limit = job.upstream.timeout().as_millis() as u64;
+                    send(&server.stream, &mut self.deadline, head_left, body_left, limit).await
+                }
+                Ok(_) => Ok(()),
             };
-            if went < self.out.len() + body.len() {
-                let head_left = self.out.get(went.min(self.out.len())..).unwrap_or_default();
-                let body_left = body.get(went.saturating_sub(self.out.len())..).unwrap_or_default();
-                let limit = job.upstream.timeout().as_millis() as u64;
-                let sent = send(&server.stream, &mut self.deadline, head_left, body_left, limit).await;
-                sent.map_err(|error| Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string())))?;
+            if let Err(error) = sent {
+                permit.failed(time());
+                return Err(lost(error));
             }
             upload.went(first, &mut self.input);
-            return Ok(());
+            return Ok(reached);
         }
     }
 
@@ -600,6 +685,9 @@ impl Connection {
                         deaf = true;
                         broken_by_caller = !matches!(broken, Broken::Sink);
                     }
+                    if upload.bytes > FORWARDED_BODY_BYTES_MAX {
+                        return Poll::Ready(Err(Ended::ByCaller));
+                    }
                 }
                 match download.poll(cx, &server.stream, &mut server.input, Some(stream)) {
                     Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
@@ -617,13 +705,20 @@ impl Connection {
                     // The server may wait for the rest of the request.
                     let waits_for_caller = broken_by_caller || !upload.is_over() && !deaf && upload.waits_for_source;
                     let limit = if waits_for_caller { Duration::from_millis(limits.stall_ms_max) } else { timeout };
-                    ready!(deadline.poll_past(cx, since + limit));
+                    let until = since + limit;
+                    ready!(
+                        deadline.poll_past(cx, if waits_for_caller { until.min(late(limits, body_begun, upload.bytes)) } else { until })
+                    );
                     return Poll::Ready(Err(if waits_for_caller { Ended::ByCaller } else { Ended::ByServer }));
                 }
                 ready!(deadline.poll_past(cx, download.moved + Duration::from_millis(limits.stall_ms_max)));
                 Poll::Ready(Err(Ended::ByCaller))
             });
-            passed.await?;
+            let passed: Result<(), Ended> = passed.await;
+            if passed.is_err() && !has_end {
+                self.stream.reset();
+            }
+            passed?;
         }
         if !keep {
             return Ok((Then::Close, answer.facts.keep_alive && upload.is_over()));
@@ -696,6 +791,16 @@ impl Connection {
     }
 }
 
+/// A connection to a model server, and the place there.
+struct Reached {
+    permit: Permit,
+    server: Connected,
+    /// It has been used before, so its server may have closed it.
+    reused: bool,
+    /// Length of the lines in [`Connection::out`] that depend on the server.
+    server_lines: usize,
+}
+
 /// A request on its way.
 struct Job<'s> {
     chosen: Chosen<'s>,
@@ -704,6 +809,8 @@ struct Job<'s> {
     id: RequestId,
     routing: &'s Routing,
     method: &'static str,
+    /// The request's own path and query, if it may go to another server than the first.
+    target: String,
     /// When all of its head was there.
     asked: Instant,
     /// How long it took until there was no answer; since `asked` if nothing of it was sent.
@@ -745,7 +852,7 @@ fn of_caller(broken: &Broken) -> Failed {
 }
 
 /// Appends a short body to its head, which costs less than to have the system take two pieces. Gives what is still to be sent behind it.
-fn joined<'b>(head: &mut Vec<u8>, body: &'b [u8]) -> &'b [u8] {
+pub(super) fn joined<'b>(head: &mut Vec<u8>, body: &'b [u8]) -> &'b [u8] {
     if body.len() > JOINED_BYTES_MAX {
         return body;
     }

@@ -20,7 +20,7 @@ use crate::core::ids::{MeshId, ModelId, NodeId, Time};
 use crate::core::state::{Model, RoutingState, Weights};
 
 /// A gateway as a front's data plane.
-struct Plane(Arc<Gateway>);
+pub(super) struct Plane(pub(super) Arc<Gateway>);
 
 impl Predict for Plane {
     fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
@@ -34,11 +34,11 @@ impl Predict for Plane {
 }
 
 /// One connection of a model server.
-struct Connection(BufReader<TcpStream>);
+pub(super) struct Connection(BufReader<TcpStream>);
 
 impl Connection {
     /// The lines of the next request's head; none if there is none.
-    fn head(&mut self) -> Vec<String> {
+    pub(super) fn head(&mut self) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
@@ -52,7 +52,7 @@ impl Connection {
         }
     }
 
-    fn read(&mut self, bytes: usize) -> String {
+    pub(super) fn read(&mut self, bytes: usize) -> String {
         let mut read = vec![0; bytes];
         self.0.read_exact(&mut read).unwrap();
         String::from_utf8(read).unwrap()
@@ -63,7 +63,7 @@ impl Connection {
         rustix::net::sockopt::set_socket_linger(self.0.get_ref(), Some(Duration::ZERO)).unwrap();
     }
 
-    fn say(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(super) fn say(&mut self, bytes: impl AsRef<[u8]>) {
         self.0.get_mut().write_all(bytes.as_ref()).unwrap();
     }
 
@@ -81,18 +81,18 @@ impl Connection {
     }
 }
 
-fn ok(body: &str) -> String {
+pub(super) fn ok(body: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }
 
 /// A model server: what it does on each of its connections, and how many there were.
-struct Server {
-    address: String,
+pub(super) struct Server {
+    pub(super) address: String,
     connections: Arc<AtomicUsize>,
 }
 
 impl Server {
-    fn start(serve: impl Fn(Connection) + Send + Sync + 'static) -> Server {
+    pub(super) fn start(serve: impl Fn(Connection) + Send + Sync + 'static) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (connections, serve) = (Arc::<AtomicUsize>::default(), Arc::new(serve));
@@ -111,7 +111,7 @@ impl Server {
     }
 
     /// One that answers each request with these bytes.
-    fn saying(answer: impl Into<Vec<u8>>) -> Server {
+    pub(super) fn saying(answer: impl Into<Vec<u8>>) -> Server {
         let answer = answer.into();
         Server::start(move |mut connection| {
             while !connection.head().is_empty() {
@@ -126,7 +126,7 @@ fn nobody() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-fn write_model(dir: &Path, id: &str, http: &str, more: &str) {
+pub(super) fn write_model(dir: &Path, id: &str, http: &str, more: &str) {
     std::fs::write(dir.join(format!("{id}.json")), format!(r#"{{"http": {http}{more}}}"#)).unwrap();
 }
 
@@ -151,7 +151,7 @@ fn passing_on_within(http: &str, more: &str, limits: Limits) -> Mesh {
     Mesh { served: serve(limits, Plane(Arc::clone(&gateway))), gateway, _dir: dir }
 }
 
-fn state(version: u64, canary: Option<(&str, u16)>) -> RoutingState {
+pub(super) fn state(version: u64, canary: Option<(&str, u16)>) -> RoutingState {
     let route = RouteName::new("default").unwrap();
     let routes = [(route.clone(), (ModelId::new("m").unwrap(), Gate::default()))];
     let mut state = RoutingState::genesis(&MeshId::new("test").unwrap(), [NodeId::new("node-a").unwrap()], routes.into());
@@ -925,4 +925,124 @@ fn an_answer_without_a_body_announces_none_and_what_comes_of_one_is_not_taken_fo
         let head = caller.head();
         assert!(head.starts_with("HTTP/1.1 204 ") && !head.to_lowercase().contains("content-length"), "{head}");
     }
+}
+
+#[test]
+fn nobody_can_take_away_what_says_where_a_request_comes_from() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        loop {
+            let head = connection.head();
+            if head.is_empty() {
+                return;
+            }
+            tell.send(head).unwrap();
+            connection.say(ok("hi"));
+        }
+    });
+    let mesh = Mesh::to(&server);
+    told.recv_timeout(PATIENCE).unwrap();
+    let own = "X-Forwarded-Host: a\r\nX-Forwarded-Proto: https\r\nTraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let named = "Connection: x-forwarded-host, x-forwarded-proto, traceparent";
+    mesh.connect().ask(post("/predict", &format!("{named}\r\n{own}\r\nContent-Length: 0"), ""));
+    let head = told.recv_timeout(PATIENCE).unwrap();
+    for (name, is) in [("x-forwarded-host: ", "h"), ("x-forwarded-proto: ", "http"), ("traceparent: ", "00-")] {
+        let values: Vec<_> = head.iter().filter_map(|line| line.strip_prefix(name)).collect();
+        assert!(values.len() == 1 && values[0].starts_with(is), "{name}: {head:?}");
+    }
+}
+
+#[test]
+fn a_server_that_only_ever_says_that_its_answer_comes_has_failed() {
+    let server = Server::start(|mut connection| {
+        if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            while connection.0.get_mut().write_all(b"HTTP/1.1 102 Processing\r\n\r\n").is_ok() {}
+        }
+    });
+    let mesh = Mesh::to(&server);
+    let refused = mesh.connect().ask(post("/predict", "Content-Length: 0", ""));
+    assert_eq!((refused.error(), mesh.bad()), ((502, "upstream_hung_up".into()), 1));
+    assert!(refused.message().contains("times that its answer comes"), "{refused:?}");
+}
+
+#[test]
+fn a_caller_cannot_hold_a_model_server_by_sending_drop_by_drop_while_it_is_being_answered() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            connection.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            let _ = connection.0.read_to_end(&mut Vec::new());
+            tell.send(()).unwrap();
+        }
+    });
+    let limits = Limits { stall_ms_max: 500, body_ms_max: 1_000, ..Limits::default() };
+    let mesh = passing_on_within(&format!("\"http://{}\"", server.address), "", limits);
+    let mut caller = mesh.connect();
+    caller.send(post("/predict", "Content-Length: 1000000", ""));
+    assert!(caller.head().starts_with("HTTP/1.1 200 OK\r\n"));
+    let mut dripping = caller.0.get_ref().try_clone().unwrap();
+    std::thread::spawn(move || while dripping.write_all(b"x").is_ok() && told.recv_timeout(Duration::from_millis(50)).is_err() {});
+    let _ = caller.0.read_to_end(&mut Vec::new());
+    assert_eq!(mesh.bad(), 0, "the caller was to blame");
+}
+
+#[test]
+fn an_old_caller_sees_by_a_reset_that_an_answer_broke_off() {
+    let server = Server::start(|mut connection| {
+        if connection.head().first().is_some_and(|line| line.starts_with("POST")) {
+            connection.say("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+        }
+    });
+    let mesh = Mesh::to(&server);
+    let mut old = mesh.connect();
+    old.send("POST /predict HTTP/1.0\r\nContent-Length: 0\r\n\r\n");
+    old.head();
+    let mut body = Vec::new();
+    let ended = old.0.read_to_end(&mut body);
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset, "{body:?}");
+}
+
+#[test]
+fn a_request_for_a_connection_that_was_closed_goes_to_another_server_if_that_one_has_gone() {
+    // Both answer one request for each connection. The first that is asked goes away after that, with its address.
+    let (tell, told) = mpsc::channel();
+    let gone = Arc::<std::sync::Mutex<Option<String>>>::default();
+    let servers: Vec<String> = (0..2)
+        .map(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let (tell, gone, own) = (tell.clone(), Arc::clone(&gone), address.clone());
+            std::thread::spawn(move || {
+                for stream in listener.incoming() {
+                    let mut connection = Connection(BufReader::new(stream.unwrap()));
+                    let head = connection.head();
+                    connection.say(ok("hi"));
+                    if head.first().is_some_and(|line| line.starts_with("POST"))
+                        && gone.lock().unwrap().get_or_insert_with(|| own.clone()) == &own
+                    {
+                        drop(listener);
+                        return tell.send(connection).unwrap();
+                    }
+                }
+            });
+            address
+        })
+        .collect();
+    let mesh = passing_on(&format!("[\"http://{}\", \"http://{}\"]", servers[0], servers[1]), "");
+    beside(&mesh, None, async |mut caller| {
+        let request = post("/predict", "Content-Length: 0", "");
+        caller.write_all(request.as_bytes()).unwrap();
+        heard(&mut caller, "hi").await;
+        let mut connection = Some(found("the connection", || told.try_recv().ok()).await);
+        for _ in 0..8 {
+            caller.write_all(request.as_bytes()).unwrap();
+            // The loop has looked at the sockets and the request has not been read: the server's end is not seen before it is written to.
+            crate::eventloop::yield_now().await;
+            if let Some(connection) = connection.take() {
+                connection.reset();
+            }
+            assert!(heard(&mut caller, "hi").await.starts_with("HTTP/1.1 200 OK\r\n"));
+        }
+    });
+    assert_eq!(mesh.bad(), 0);
 }

@@ -250,6 +250,8 @@ impl Running {
             Turn::Mesh(MeshEvent::Refused { peer, reason }) => {
                 self.parts.events.say(log::Level::Warn, "refused", serde_json::json!({"peer": peer, "reason": reason}));
             }
+            // Nobody would answer it: see `Running::step`.
+            Turn::Propose(..) if self.broken.is_some() => {}
             Turn::Propose(proposal, reply) => {
                 self.next_caller += 1;
                 self.callers.insert(self.next_caller, reply);

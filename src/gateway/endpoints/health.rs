@@ -106,6 +106,10 @@ impl Health {
             return;
         }
         self.troubled.store(true, Relaxed);
+        if now.0 < self.ejected_until_us.load(Relaxed) {
+            // It was asked although it is ejected, as there was no other: that it fails is no news.
+            return;
+        }
         record.failures = record.failures.saturating_add(1);
         if record.failures < failures_max && self.ejected_until_us.load(Relaxed) == 0 {
             return;
@@ -156,6 +160,19 @@ mod tests {
         (0..FAILURES).for_each(|_| fail(&health, now));
         assert_eq!(health.standing(now), Standing::Out);
         health
+    }
+
+    #[test]
+    fn failures_while_it_is_ejected_do_not_lengthen_that() {
+        let health = Health::default();
+        (0..FAILURES).for_each(|_| fail(&health, Time(0)));
+        let until = health.back_at(Time(0));
+        assert_eq!(until, Some(Time(EJECT_MS * 1_000)));
+        // It was the only one, and was asked all the same.
+        (0..100).for_each(|_| fail(&health, Time(1)));
+        assert_eq!(health.back_at(Time(1)), until);
+        fail(&health, Time(EJECT_MS * 1_000));
+        assert_eq!(health.back_at(Time(EJECT_MS * 1_000)), Some(Time(3 * EJECT_MS * 1_000)), "on trial it failed");
     }
 
     #[test]

@@ -11,8 +11,8 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::rig::{
-    Answer, Heard, Server, ask, asking, demo, digits, ear, full, hang_up, model, node, post, route_loaded, route_name, run, spoken, state,
-    until, whole,
+    Answer, Heard, Server, ask, asking, demo, digits, ear, full, hang_up, node, post, route_loaded, route_name, run, spoken, state, until,
+    whole,
 };
 use crate::core::gate::agreement::Agreement;
 use crate::core::gate::{Gate, Tally, Trial, Verdict, judge};
@@ -27,9 +27,17 @@ const OTHER_V2: &str = r#"{"outputs":[{"name":"y","shape":[1],"datatype":"INT64"
 /// A state in which a rollout mirrors this share of the requests.
 fn mirrored(stable: &str, canary: (&str, u16), mirror_bp: u16) -> RoutingState {
     let mut state = state(1, stable, Some(canary));
+    mirror(&mut state, mirror_bp);
+    state
+}
+
+/// Has a rollout of the canary of the one route mirror this share of its requests.
+pub(crate) fn mirror(state: &mut RoutingState, mirror_bp: u16) {
+    let (name, route) = state.routes.iter().next().unwrap();
+    let canary = route.canary.clone().unwrap();
     let spec = RolloutSpec {
-        routes: [(route_name(), model(canary.0))].into(),
-        steps: vec![Step { weight: canary.1, pause: None }],
+        routes: [(name.clone(), canary)].into(),
+        steps: vec![Step { weight: route.weights.canary, pause: None }],
         bake_ms: 0,
         bake_max_ms: 0,
         on_inconclusive: OnInconclusive::Wait,
@@ -45,11 +53,10 @@ fn mirrored(stable: &str, canary: (&str, u16), mirror_bp: u16) -> RoutingState {
         phase: Phase::Step(0),
         paused: None,
         driver: node(),
-        previous: [(route_name(), model(stable))].into(),
+        previous: [(name.clone(), route.stable.clone())].into(),
         since: 1,
         reason: None,
     });
-    state
 }
 
 fn trial(gateway: &Gateway) -> Trial {

@@ -1,7 +1,7 @@
 //! The gateway as a whole, without a front: requests in, answers out.
 
 mod endpoints;
-mod mirror;
+pub(crate) mod mirror;
 mod onnx;
 mod rig;
 mod routing;

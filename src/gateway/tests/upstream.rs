@@ -411,3 +411,20 @@ fn a_body_says_how_long_it_is() {
         assert_eq!(response.headers()["content-length"], "5");
     });
 }
+
+#[test]
+fn what_this_node_lacks_is_not_the_servers_failure() {
+    use crate::gateway::refusal::Refusal;
+    use crate::gateway::upstream::UpstreamError;
+    use rustix::io::Errno;
+    let address = crate::gateway::address::Address::parse("http://127.0.0.1:1").unwrap();
+    let refused = |errno: Errno| Refusal::of_upstream(&UpstreamError::connecting(&address, errno.into()), "stable m of route default");
+    let own = refused(Errno::MFILE);
+    assert_eq!((own.status.as_u16(), own.code, own.bad, own.unreached, own.retry_after_s), (503, "overloaded", None, false, Some(1)));
+    assert!(own.message.contains("raise ulimit -n"), "{}", own.message);
+    let theirs = refused(Errno::CONNREFUSED);
+    assert_eq!(
+        (theirs.status.as_u16(), theirs.code, theirs.bad, theirs.unreached),
+        (502, "upstream_unreachable", Some(crate::gateway::Bad::Connection), true)
+    );
+}
