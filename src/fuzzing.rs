@@ -20,6 +20,11 @@ pub fn requests(bytes: &[u8]) {
     crate::http::fuzz::requests(bytes);
 }
 
+/// A caller's bytes, and how a model server answers them, over sockets.
+pub fn conversation(bytes: &[u8]) {
+    crate::http::conversation::conversation(bytes);
+}
+
 /// The bodies of requests: changes and predictions.
 pub fn bodies(bytes: &[u8]) {
     crate::http::fuzz::change(bytes);
@@ -120,8 +125,9 @@ mod tests {
 
     type Target = (&'static str, fn(&[u8]));
 
-    const TARGETS: [Target; 8] = [
+    const TARGETS: [Target; 9] = [
         ("bodies", bodies),
+        ("conversation", conversation),
         ("damaged_log", damaged_log),
         ("frames", frames),
         ("log", log),
@@ -148,7 +154,7 @@ mod tests {
     }
 
     /// What three nodes say to each other over some decisions, where now and then a message is lost, and what each of them records.
-    fn conversation(seed: u64) -> (Vec<Message>, Vec<Vec<Record>>) {
+    fn said_by_three(seed: u64) -> (Vec<Message>, Vec<Vec<Record>>) {
         let ids: Vec<_> = ["node-a", "node-b", "node-c"].iter().map(|id| NodeId::new(id).unwrap()).collect();
         let (mesh, route) = (MeshId::new("demo").unwrap(), RouteName::new("default").unwrap());
         let routes = BTreeMap::from([(route.clone(), (ModelId::new("digits-v1").unwrap(), Gate::default()))]);
@@ -211,7 +217,7 @@ mod tests {
     fn what_real_nodes_say_and_record_passes_and_every_kind_of_message_is_among_it() {
         let mut kinds = BTreeMap::new();
         for seed in 0..4 {
-            let (said, logs) = conversation(seed);
+            let (said, logs) = said_by_three(seed);
             for message in &said {
                 packet(&body(message));
                 crate::mesh::fuzz::envelopes(message).iter().for_each(|envelope| packet(envelope));
@@ -241,7 +247,7 @@ mod tests {
             fs::write(corpus(target).join(name), bytes).unwrap();
         };
         for seed in 0..4 {
-            let (said, logs) = conversation(seed);
+            let (said, logs) = said_by_three(seed);
             let mut stream = Vec::new();
             for (n, message) in said.iter().enumerate() {
                 let body = body(message);
@@ -277,6 +283,16 @@ mod tests {
                 _ => rmp_serde::to_vec_named(&(version, BTreeMap::from([(packet, BTreeMap::from([("reason", "no")]))]))).unwrap(),
             };
             write("packet", format!("seed-{n}"), &bytes);
+        }
+        // Everything that is sent to smuggle requests, and something sound, with each way of answering.
+        let vectors: Vec<serde_json::Value> = serde_json::from_slice(&fs::read("tests/data/smuggling.json").unwrap()).unwrap();
+        let sent = vectors.iter().map(|vector| vector["sends"].as_str().unwrap().chars().map(|char| char as u8).collect::<Vec<u8>>());
+        let sound = "POST /predict HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhelloPOST /v1/models/default:predict HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+        for (n, asks) in sent.chain((0..8).map(|_| sound.into())).enumerate() {
+            let says = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\n\r\n";
+            let split = (asks.len() * 256).div_ceil(asks.len() + says.len()) as u8;
+            let piece = [255, 1, 7][n % 3];
+            write("conversation", format!("seed-{n}"), &[&[n as u8 % 8, piece, split][..], &asks, says.as_bytes()].concat());
         }
         let mut random = fastrand::Rng::with_seed(1);
         for n in 0..40 {

@@ -21,9 +21,9 @@ pub const HERE_US_MAX: u64 = 100;
 /// Longest body of a request that is computed at once, in bytes: it bounds what one inference may take that is unlike the last ones.
 pub const HERE_BODY_BYTES_MAX: usize = 8 * 1024;
 
-/// An inference that takes longer than the first, in milliseconds, has so many after it computed elsewhere. A few milliseconds can be another
-/// program's; much more is the model's.
-const BARRED: [(u64, u64); 2] = [(20, 65_536), (1, 16)];
+/// An inference that takes longer than the first, in milliseconds, has so many after it computed elsewhere. What is a little longer can be
+/// another program's time; much more is the model's.
+const BARRED: [(u64, u64); 2] = [(20, 65_536), (5, 64)];
 /// How much of a new time goes into the average: an eighth.
 const NEW_PART: u64 = 8;
 /// No time counts for more than this, in nanoseconds: a thread that was interrupted says nothing of its model.

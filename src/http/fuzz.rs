@@ -15,12 +15,26 @@ pub(crate) fn requests(stream: &[u8]) {
     }
 }
 
-/// A request as it was read: the length of its head, what that says, and the data of its body.
-type Read = (usize, Facts, Vec<u8>);
+/// A request as it was read.
+#[derive(PartialEq, Debug)]
+pub(super) struct Request {
+    /// The length of its head.
+    length: usize,
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) facts: Facts,
+    /// Its body.
+    pub(super) data: Vec<u8>,
+}
+
+/// Small ones, so that they are met.
+pub(super) fn limits() -> Limits {
+    Limits { head_bytes_max: 512, headers_max: 8, ..Limits::default() }
+}
 
 /// What a connection is read as, and what ends it.
-fn parts(stream: &[u8], piece: usize) -> (Vec<Read>, Option<&'static str>) {
-    let limits = Limits { head_bytes_max: 512, headers_max: 8, ..Limits::default() };
+pub(super) fn parts(stream: &[u8], piece: usize) -> (Vec<Request>, Option<&'static str>) {
+    let limits = limits();
     let mut read = Vec::new();
     let mut held: Vec<u8> = Vec::new();
     let mut coming = stream.chunks(piece);
@@ -44,8 +58,8 @@ fn parts(stream: &[u8], piece: usize) -> (Vec<Read>, Option<&'static str>) {
             held.extend(more);
         };
         let mut lines = no_lines();
-        let facts = match head::request(held.get(..length).unwrap_or_default(), &mut lines, &limits) {
-            Ok(head) => head.facts,
+        let (method, target, facts) = match head::request(held.get(..length).unwrap_or_default(), &mut lines, &limits) {
+            Ok(head) => (head.method.to_owned(), head.target.to_owned(), head.facts),
             Err(refusal) => return (read, Some(refusal.error_code)),
         };
         held.drain(..length);
@@ -77,7 +91,7 @@ fn parts(stream: &[u8], piece: usize) -> (Vec<Read>, Option<&'static str>) {
             let Some(more) = coming.next() else { return (read, None) };
             held.extend(more);
         }
-        read.push((length, facts, data));
+        read.push(Request { length, method, target, facts, data });
     }
 }
 

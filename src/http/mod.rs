@@ -20,8 +20,10 @@ mod choice_tests;
 mod chunked;
 pub mod client;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod conversation;
 mod counters;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod fakes;
 mod front;
 #[cfg(any(test, fuzzing))]
