@@ -208,8 +208,7 @@ impl Server {
             self.stream = None;
             return;
         }
-        loop {
-            let Some(request) = Heard::read(&self.held) else { break };
+        while let Some(request) = Heard::read(&self.held) {
             if how == Answers::Early && !self.answered {
                 self.answered = true;
                 heard.push(request.body.clone().map(|(body, _)| body));
