@@ -25,6 +25,8 @@ mod connection;
 pub(crate) mod conversation;
 mod counters;
 #[cfg(any(test, fuzzing))]
+#[cfg_attr(fuzzing, expect(dead_code, reason = "more than a fuzz target needs"))]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "for tests, which are to fail there")]
 pub(crate) mod fakes;
 mod front;
 #[cfg(any(test, fuzzing))]
