@@ -279,8 +279,11 @@ class Bench:
             shutil.copy(f"models/{name}.onnx", folder)
         for seed in (1, 2):
             mlp.write(f"{folder}/mlp-v{seed}.onnx", MLP, seed)
+            shutil.copy(f"{folder}/mlp-v{seed}.onnx", f"{folder}/batched-v{seed}.onnx")
+            with open(f"{folder}/batched-v{seed}.config.json", "w") as file:
+                json.dump(BATCHED, file)
         named = {}
-        for kind in ("digits", "mlp"):
+        for kind in INPROCESS:
             files = [f"{folder}/{kind}-v{n}.onnx" for n in (1, 2)]
             def alone(kind=kind):
                 said = self.tool([self.given.inference, str(self.seconds), folder, f"{kind}-v1", f"{kind}-v2"], self.core)
@@ -289,11 +292,11 @@ class Bench:
             named[f"{kind}: inference alone"] = alone
             named[f"{kind}: {OURS}"] = lambda files=files: self.closed_loop(ours, files, body, CONNECTIONS)
         found = self.in_turn(named, COLUMNS)
-        for kind in ("digits", "mlp"):
+        for kind in INPROCESS:
             for figures, alone in zip(found[f"{kind}: {OURS}"], found[f"{kind}: inference alone"]):
                 figures["own_us"] = figures["cpu_us"] - alone["cpu_us"]
                 figures["of_alone_percent"] = alone["cpu_us"] / figures["cpu_us"] * 100
-        return Case(f"models in the process, {CONNECTIONS} connections: digits are the demo's, mlp has layers of {'-'.join(map(str, MLP))}; own: CPU µs a request beside the inference; "
+        return Case(f"models in the process, {CONNECTIONS} connections: digits are the demo's, mlp has layers of {'-'.join(map(str, MLP))}, and batched is mlp with {json.dumps(BATCHED)}; own: CPU µs a request beside the inference; "
                     "of alone: the throughput that is left of what inference alone does with the same CPU time", INPROCESS_COLUMNS, found)
 
     def cores(self):
@@ -367,6 +370,9 @@ INPROCESS_COLUMNS = [*COLUMNS, ("own_us", "own µs", ".1f", False), ("of_alone_p
 CORES_COLUMNS = [*COLUMNS, ("capacity", "capacity", ".2f", False)]
 # A ranking or scoring model of usual size.
 MLP = [64, 512, 512, 10]
+# Its settings where requests that wait are computed together.
+BATCHED = {"batch_rows_max": 32, "batch_wait_us": 0}
+INPROCESS = ["digits", "mlp", "batched"]
 
 
 class Case:
@@ -429,11 +435,13 @@ def targets(cases):
         capacity = cases["cores"].median("two cores", "capacity")
         found.append(judge("cores", ["one core"], "two cores give at least 1.8 times one", f"{capacity:.2f} times", capacity / 1.8, capacity >= 1.8))
     if "inprocess" in cases:
-        for kind in ("digits", "mlp"):
+        for kind in INPROCESS:
             case, ours = cases["inprocess"], f"{kind}: {OURS}"
             share, own = case.median(ours, "of_alone_percent"), case.median(ours, "own_us")
             alone = case.median(f"{kind}: inference alone", "cpu_us")
-            text = f"{share:.0f} %, of {alone:.1f} µs; {own:.1f} µs beside it, so 60 % from inferences of {1.5 * own:.0f} µs on"
+            text = f"{share:.0f} %, of {alone:.1f} µs"
+            if kind != "batched":
+                text += f"; {own:.1f} µs beside it, so 60 % from inferences of {1.5 * own:.0f} µs on"
             found.append(judge("inprocess", [ours], f"a model in the process, {kind}: at least 60 % of what inference alone does", text, share / 60, share >= 60))
     return found
 

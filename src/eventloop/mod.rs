@@ -2,11 +2,13 @@
 //! first byte to its last without a lock, and without a thread being woken.
 //!
 //! ```text
-//! turn:  run what is ready ─ take what other threads sent ─ epoll_wait ─ read the clock once ─ ring timers ─ mark sockets, wake tasks
+//! turn:  run what is ready ─ take what other threads sent ─ epoll_wait ─ read the clock once ─ ring timers ─ read ahead, wake tasks
 //! ```
 //!
 //! - A socket is registered once, for both directions, edge-triggered. Whether it can be read is a flag that an event sets and a short
 //!   read clears ([`Stream`]), so a request costs no `epoll_ctl` and no `recv` that only sees `EAGAIN`.
+//! - What a task waits to read is read when the event comes, before the tasks of a turn are run: sixteen reads in a row and then sixteen
+//!   answers cost less than each after the other, as the system's code for either stays in the caches.
 //! - Tasks are plain futures ([`spawn`]); they never leave their thread. Wakers do: what is woken from elsewhere comes back through a
 //!   queue and an eventfd.
 //! - [`now`] is the time at which the turn began. Deadlines are measured by it, latencies are not.
@@ -14,6 +16,7 @@
 //! It is epoll by way of rustix, and so Linux: a portable poller does not say that the other side has closed (`EPOLLRDHUP`), and without
 //! that a short read may not clear the flag, or the end of a connection that came together with data is never seen.
 
+pub(crate) mod buffers;
 pub(crate) mod places;
 mod socket;
 mod timers;

@@ -13,7 +13,7 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketFlags, SocketType};
 
-use super::{Local, expect_current};
+use super::{Local, buffers, expect_current};
 
 /// It may have something to read.
 const READABLE: u8 = 1;
@@ -22,13 +22,20 @@ const WRITABLE: u8 = 2;
 /// The other side will send no more, or the connection is broken.
 const HUNG_UP: u8 = 4;
 
-/// What is known of a socket, and who waits for it.
-#[derive(Default)]
+/// A buffer, and how much of it was filled.
+pub type Filled = (Vec<u8>, usize);
+
+/// A socket, what is known of it, and who waits for it.
 pub(super) struct Source {
+    fd: OwnedFd,
     ready: Cell<u8>,
     /// For what the task waits.
     wanted: Cell<u8>,
     task: RefCell<Option<Waker>>,
+    /// What comes next is to be read when it comes.
+    reads_ahead: Cell<bool>,
+    /// What was read so, and not taken yet.
+    ahead: RefCell<Option<io::Result<Filled>>>,
 }
 
 impl Source {
@@ -45,10 +52,40 @@ impl Source {
         }
         self.ready.set(self.ready.get() | ready);
         if self.wanted.get() & ready != 0 {
+            if self.wanted.get() & READABLE != 0 && self.is(READABLE) && self.reads_ahead.replace(false) {
+                self.read_ahead();
+            }
             self.wanted.set(0);
             if let Some(task) = &*self.task.borrow() {
                 task.wake_by_ref();
             }
+        }
+    }
+
+    fn read_ahead(&self) {
+        let mut buffer = buffers::take(false);
+        let read = match rustix::net::recv(&self.fd, &mut *buffer, RecvFlags::empty()) {
+            // The task finds out: the end can be read again.
+            Ok((0, _)) | Err(Errno::INTR) => None,
+            Ok((length, _)) => {
+                self.was_read(length, buffer.len());
+                *self.ahead.borrow_mut() = Some(Ok((buffer, length)));
+                return;
+            }
+            Err(Errno::AGAIN) => {
+                self.clear(READABLE);
+                None
+            }
+            Err(error) => Some(Err(error.into())),
+        };
+        buffers::give_back(buffer);
+        *self.ahead.borrow_mut() = read;
+    }
+
+    /// There was no more than what was read, and what comes next is an event: but not the end if that came before this read.
+    fn was_read(&self, length: usize, room: usize) {
+        if length < room && !self.is(HUNG_UP) {
+            self.clear(READABLE);
         }
     }
 
@@ -72,7 +109,6 @@ impl Source {
 
 /// A connection of one loop. One task at a time uses it.
 pub struct Stream {
-    fd: OwnedFd,
     source: Rc<Source>,
     number: usize,
     home: Weak<Local>,
@@ -87,11 +123,18 @@ impl Stream {
     /// `ready` is what may be tried at once: an event says what comes later.
     fn registered(fd: OwnedFd, ready: u8) -> io::Result<Stream> {
         let home = expect_current();
-        let source = Rc::new(Source { ready: Cell::new(ready), ..Source::default() });
+        let source = Rc::new(Source {
+            fd,
+            ready: Cell::new(ready),
+            wanted: Cell::default(),
+            task: RefCell::default(),
+            reads_ahead: Cell::default(),
+            ahead: RefCell::default(),
+        });
         let number = home.sources.borrow_mut().add(Rc::clone(&source));
-        let stream = Stream { fd, source, number, home: Rc::downgrade(&home) };
+        let stream = Stream { source, number, home: Rc::downgrade(&home) };
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&home.epoll, &stream.fd, EventData::new_u64(number as u64), flags)?;
+        epoll::add(&home.epoll, &stream.source.fd, EventData::new_u64(number as u64), flags)?;
         Ok(stream)
     }
 
@@ -121,7 +164,7 @@ impl Stream {
             Poll::Pending
         })
         .await;
-        rustix::net::sockopt::socket_error(&stream.fd)??;
+        rustix::net::sockopt::socket_error(&stream.source.fd)??;
         Ok(stream)
     }
 
@@ -141,7 +184,7 @@ impl Stream {
 
     /// Ready when a read may find something.
     pub fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.source.is(READABLE) {
+        if self.is_readable() {
             return Poll::Ready(());
         }
         self.source.want(cx, READABLE);
@@ -150,19 +193,29 @@ impl Stream {
 
     /// Whether a read may find something, as far as is known without asking.
     pub fn is_readable(&self) -> bool {
-        self.source.is(READABLE)
+        self.source.is(READABLE) || self.source.ahead.borrow().is_some()
+    }
+
+    /// What comes next is read when it comes, if the task waits for it then, and kept for [`Stream::take_ahead`].
+    pub fn read_ahead(&self) {
+        self.source.reads_ahead.set(true);
+    }
+
+    /// What was read ahead: at least one byte.
+    pub fn take_ahead(&self) -> Option<io::Result<Filled>> {
+        self.source.ahead.borrow_mut().take()
     }
 
     /// Reads what is there; 0 is the end.
     pub fn poll_read(&self, cx: &Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Some(ahead) = self.take_ahead() {
+            return Poll::Ready(ahead.map(|(buffer, length)| self.hand_out(buffer, length, into)));
+        }
         while self.source.is(READABLE) {
             // Not `read`, which takes a detour through what files need.
-            match rustix::net::recv(&self.fd, &mut *into, RecvFlags::empty()) {
+            match rustix::net::recv(&self.source.fd, &mut *into, RecvFlags::empty()) {
                 Ok((read, _)) => {
-                    // There was no more, and what comes next is an event: but not the end if that came before this read.
-                    if read < into.len() && !self.source.is(HUNG_UP) {
-                        self.source.clear(READABLE);
-                    }
+                    self.source.was_read(read, into.len());
                     return Poll::Ready(Ok(read));
                 }
                 Err(Errno::INTR) => {}
@@ -172,6 +225,21 @@ impl Stream {
         }
         self.source.want(cx, READABLE);
         Poll::Pending
+    }
+
+    /// Of what was read ahead as much as there is room for; the rest stays.
+    fn hand_out(&self, mut buffer: Vec<u8>, length: usize, into: &mut [u8]) -> usize {
+        let count = length.min(into.len());
+        if let (Some(into), Some(from)) = (into.get_mut(..count), buffer.get(..count)) {
+            into.copy_from_slice(from);
+        }
+        if count < length {
+            buffer.copy_within(count..length, 0);
+            *self.source.ahead.borrow_mut() = Some(Ok((buffer, length - count)));
+        } else {
+            buffers::give_back(buffer);
+        }
+        count
     }
 
     /// Writes as much as is taken.
@@ -187,7 +255,7 @@ impl Stream {
 
     fn poll_writing(&self, cx: &Context<'_>, length: usize, write: impl Fn(&OwnedFd) -> Result<usize, Errno>) -> Poll<io::Result<usize>> {
         while self.source.is(WRITABLE) {
-            match write(&self.fd) {
+            match write(&self.source.fd) {
                 Ok(written) => {
                     if written < length {
                         self.source.clear(WRITABLE);
@@ -206,22 +274,25 @@ impl Stream {
     /// Has it end with an error for the other side, when this is dropped: what was sent must not look complete.
     pub fn reset(&self) {
         // It fails if there is no connection any more.
-        let _ = rustix::net::sockopt::set_socket_linger(&self.fd, Some(Duration::ZERO));
+        let _ = rustix::net::sockopt::set_socket_linger(&self.source.fd, Some(Duration::ZERO));
     }
 
     /// Says that no more will be sent.
     pub fn shut_down(&self) {
         // It fails if the other side has gone already.
-        let _ = rustix::net::shutdown(&self.fd, Shutdown::Write);
+        let _ = rustix::net::shutdown(&self.source.fd, Shutdown::Write);
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Closing the descriptor takes it out of epoll.
+        // With this and that goes the descriptor, and closing it takes it out of epoll.
         if let Some(home) = self.home.upgrade() {
             let source = home.sources.borrow_mut().remove(self.number);
             drop(source);
+        }
+        if let Some(Ok((buffer, _))) = self.take_ahead() {
+            buffers::give_back(buffer);
         }
     }
 }

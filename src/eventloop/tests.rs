@@ -41,6 +41,63 @@ fn what_is_sent_is_read_in_pieces_of_any_size_and_then_the_end() {
 }
 
 #[test]
+fn what_is_read_ahead_is_all_there_and_then_the_end() {
+    run(async {
+        for (bytes, room) in [(5, 64), (5, 2), (buffers::BUFFER_BYTES, 3_000), (3 * buffers::BUFFER_BYTES + 1, 40_000)] {
+            let (ours, mut theirs) = pair();
+            let all: Vec<u8> = (0..bytes).map(|n| n as u8).collect();
+            let sent = all.clone();
+            let reading = spawn(async move {
+                let mut got = Vec::new();
+                loop {
+                    let read = std::future::poll_fn(|cx| {
+                        let mut into = vec![0; room];
+                        if ours.poll_readable(cx).is_pending() {
+                            ours.read_ahead();
+                            return Poll::Pending;
+                        }
+                        ours.poll_read(cx, &mut into).map_ok(|read| into[..read].to_vec())
+                    });
+                    match read.await.unwrap() {
+                        read if read.is_empty() => return got,
+                        read => got.extend(read),
+                    }
+                }
+            });
+            yield_now().await;
+            let writing = std::thread::spawn(move || theirs.write_all(&sent).unwrap());
+            assert_eq!(reading.await, all);
+            writing.join().unwrap();
+        }
+    })
+    .unwrap();
+}
+
+#[test]
+fn who_waits_hears_of_a_reset_once_also_if_that_was_read_ahead() {
+    run(async {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = Stream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        let reading = spawn(async move {
+            std::future::poll_fn(|cx| {
+                if ours.poll_readable(cx).is_pending() {
+                    ours.read_ahead();
+                    return Poll::Pending;
+                }
+                ours.poll_read(cx, &mut [0; 8])
+            })
+            .await
+        });
+        yield_now().await;
+        rustix::net::sockopt::set_socket_linger(&theirs, Some(Duration::ZERO)).unwrap();
+        drop(theirs);
+        assert_eq!(reading.await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_task_that_waits_is_woken_by_data_by_room_and_by_the_other_sides_end() {
     run(async {
         let (ours, mut theirs) = pair();

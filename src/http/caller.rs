@@ -1,37 +1,12 @@
 //! One side of a connection: what was read and not used yet, and the waits for more.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use crate::eventloop::buffers::{self, BUFFER_BYTES, LONG_BODY_BUFFER_BYTES};
 use crate::eventloop::{Deadline, Stream};
-
-/// What is read at once while heads and short bodies come, in bytes.
-const BUFFER_BYTES: usize = 16 * 1024;
-/// The same within a long body.
-const LONG_BODY_BUFFER_BYTES: usize = 128 * 1024;
-/// Empty buffers that a thread keeps for its connections.
-const SPARE_BUFFERS_MAX: usize = 128;
-/// The same, of those for long bodies.
-const SPARE_LONG_BUFFERS_MAX: usize = 16;
-
-thread_local! {
-    /// A connection without anything to read has no buffer: it takes one when there is.
-    static SPARE: RefCell<Spare> = const { RefCell::new(Spare { short: Vec::new(), long: Vec::new() }) };
-}
-
-/// Buffers that nobody uses.
-struct Spare {
-    short: Vec<Vec<u8>>,
-    long: Vec<Vec<u8>>,
-}
-
-fn buffer(long: bool) -> Vec<u8> {
-    let spare = SPARE.with_borrow_mut(|spare| if long { spare.long.pop() } else { spare.short.pop() });
-    spare.unwrap_or_else(|| vec![0; if long { LONG_BODY_BUFFER_BYTES } else { BUFFER_BYTES }])
-}
 
 /// What was read and not used yet.
 #[derive(Default)]
@@ -61,17 +36,29 @@ impl Input {
 
     /// Reads more behind what is there; 0 is the end. `to_come` bytes of a body are expected, so the buffer is made to fit.
     pub(super) fn poll_fill(&mut self, stream: &Stream, cx: &Context<'_>, to_come: u64) -> Poll<io::Result<usize>> {
+        let long = to_come > BUFFER_BYTES as u64;
         // Until there is something to read no buffer is needed.
         if stream.poll_readable(cx).is_pending() {
             self.give_back();
+            if self.is_empty() && !long {
+                stream.read_ahead();
+            }
             return Poll::Pending;
         }
-        let long = to_come > BUFFER_BYTES as u64;
+        if self.is_empty()
+            && let Some(ahead) = stream.take_ahead()
+        {
+            self.give_back();
+            return Poll::Ready(ahead.map(|(buffer, length)| {
+                (self.bytes, self.start, self.end) = (buffer, 0, length);
+                length
+            }));
+        }
         if self.is_empty() && long && self.bytes.len() < LONG_BODY_BUFFER_BYTES {
             self.give_back();
-            self.bytes = buffer(true);
+            self.bytes = buffers::take(true);
         } else if self.bytes.is_empty() {
-            self.bytes = buffer(false);
+            self.bytes = buffers::take(false);
         } else if self.end == self.bytes.len() {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -96,12 +83,7 @@ impl Input {
     /// Lets go of the buffer if nothing is in it.
     pub(super) fn give_back(&mut self) {
         if self.is_empty() && !self.bytes.is_empty() {
-            let buffer = std::mem::take(&mut self.bytes);
-            SPARE.with_borrow_mut(|spare| match buffer.len() {
-                BUFFER_BYTES if spare.short.len() < SPARE_BUFFERS_MAX => spare.short.push(buffer),
-                LONG_BODY_BUFFER_BYTES if spare.long.len() < SPARE_LONG_BUFFERS_MAX => spare.long.push(buffer),
-                _ => {}
-            });
+            buffers::give_back(std::mem::take(&mut self.bytes));
         }
     }
 }
