@@ -282,6 +282,13 @@ pub(super) fn line_at(head: &[u8], header: &Header<'_>) -> usize {
     (header.name.as_ptr() as usize).saturating_sub(head.as_ptr() as usize)
 }
 
+/// Whether a line is written as everybody does it: one space before the value, and nothing behind it.
+pub(super) fn is_plain(head: &[u8], header: &Header<'_>) -> bool {
+    let value_at = line_at(head, header) + header.name.len() + 2;
+    let is_there = (header.value.as_ptr() as usize).saturating_sub(head.as_ptr() as usize) == value_at;
+    is_there && head.get(value_at + header.value.len()..).is_some_and(|rest| rest.starts_with(b"\r\n"))
+}
+
 /// Appends the lines of a head, as they are, but for those that `dropped` names. Neighbours are copied in one piece.
 pub(super) fn copy_lines<'b>(head: &[u8], headers: &[Header<'b>], out: &mut Vec<u8>, mut dropped: impl FnMut(&Header<'b>) -> bool) {
     // The last line ends before the empty one.

@@ -216,7 +216,11 @@ impl Connection {
                 }
                 11 if is("traceparent") => traced = !named.has(name),
                 12 if is(REQUEST_ID_HEADER) => return true,
-                14 if is("content-length") => has_length = true,
+                // Some servers take no other blanks here, and two that read one length differently are two requests.
+                14 if is("content-length") => {
+                    has_length = head::is_plain(bytes, header);
+                    return !has_length;
+                }
                 15 if is("x-forwarded-for") => {
                     forwarded_for.get_or_insert_with(Vec::new).push(header.value);
                     return true;
@@ -251,10 +255,12 @@ impl Connection {
         if head.facts.upgrade && head.method == "GET" {
             out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
         }
-        if head.facts.framed == Framed::Chunked {
-            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-        } else if !has_length && head.method == "POST" {
-            out.extend_from_slice(b"content-length: 0\r\n");
+        match head.facts.framed {
+            Framed::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            Framed::Length(length) if !has_length && head.method == "POST" => {
+                super::connection::line("content-length", length.to_string().as_bytes(), out);
+            }
+            Framed::Length(_) | Framed::UntilClose => {}
         }
         out.extend_from_slice(b"x-request-id: ");
         out.extend_from_slice(id.as_bytes());

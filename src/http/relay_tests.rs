@@ -1046,3 +1046,34 @@ fn a_request_for_a_connection_that_was_closed_goes_to_another_server_if_that_one
     });
     assert_eq!(mesh.bad(), 0);
 }
+
+#[test]
+fn a_length_is_passed_on_without_blanks_that_not_everybody_takes() {
+    let (tell, told) = mpsc::channel();
+    let server = Server::start(move |mut connection| {
+        loop {
+            let head = connection.head();
+            if head.is_empty() {
+                return;
+            }
+            if head[0].starts_with("POST") {
+                let lengths: Vec<_> = head.iter().filter(|line| line.to_lowercase().starts_with("content-length")).cloned().collect();
+                tell.send((lengths, connection.read(5))).unwrap();
+            }
+            connection.say(ok("hi"));
+        }
+    });
+    let mesh = Mesh::to(&server);
+    let mut caller = mesh.connect();
+    for (sent, passed_on) in [
+        ("Content-Length: 5", "Content-Length: 5"),
+        ("Content-Length:5", "content-length: 5"),
+        ("Content-Length: \t5", "content-length: 5"),
+        ("Content-Length: 5 \t", "content-length: 5"),
+    ] {
+        caller.send(post("/predict", sent, "hello"));
+        assert!(caller.head().starts_with("HTTP/1.1 200 OK\r\n"));
+        caller.0.read_exact(&mut [0; 2]).unwrap();
+        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (vec![passed_on.to_owned()], "hello".to_owned()), "{sent:?}");
+    }
+}
