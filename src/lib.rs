@@ -22,7 +22,7 @@
 //! own vote and accept wait a few milliseconds for the others', which are often enough ([`core::Node::sync_by`]).
 //!
 //! That thread reads the links itself. Everything else runs beside it: dialling, and writing what a peer does not take at once
-//! ([`mesh`]), and the HTTP of the control plane on async-std's threads, the data plane on event loops ([`eventloop`]), inference on threads of each model, the events on a thread that writes
+//! ([`mesh`]), and the HTTP of the control plane on async-std's threads, the data plane on event loops ([`eventloop`]), larger models on threads of their own, the events on a thread that writes
 //! them. A request to the data plane reads one immutable snapshot ([`gateway`]) and never waits for the core.
 //!
 //! # Invariants, and what holds them up

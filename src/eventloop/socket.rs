@@ -197,7 +197,7 @@ impl Stream {
     }
 
     /// What comes next is read when it comes, if the task waits for it then, and kept for [`Stream::take_ahead`].
-    pub fn read_ahead(&self) {
+    pub fn let_read_ahead(&self) {
         self.source.reads_ahead.set(true);
     }
 

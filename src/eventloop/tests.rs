@@ -53,7 +53,7 @@ fn what_is_read_ahead_is_all_there_and_then_the_end() {
                     let read = std::future::poll_fn(|cx| {
                         let mut into = vec![0; room];
                         if ours.poll_readable(cx).is_pending() {
-                            ours.read_ahead();
+                            ours.let_read_ahead();
                             return Poll::Pending;
                         }
                         ours.poll_read(cx, &mut into).map_ok(|read| into[..read].to_vec())
@@ -82,7 +82,7 @@ fn who_waits_hears_of_a_reset_once_also_if_that_was_read_ahead() {
         let reading = spawn(async move {
             std::future::poll_fn(|cx| {
                 if ours.poll_readable(cx).is_pending() {
-                    ours.read_ahead();
+                    ours.let_read_ahead();
                     return Poll::Pending;
                 }
                 ours.poll_read(cx, &mut [0; 8])

@@ -108,11 +108,11 @@ impl Routing {
         // A lease can end while a body is waited for, so what answers then is chosen then.
         let waits = |route: &RouteSnapshot| match (body, route.gathers(gateway.body_bytes_max)) {
             (Coming::Whole(bytes), _) => !route.is_all_http() && bytes > gateway.body_bytes_max as u64,
-            (Coming::Nothing, _) if route.is_all_http() => gateway.fail_canary,
+            _ if !route.is_all_http() || gateway.fail_canary => true,
             // Whatever is chosen, it may have to be sent twice; what is too large for that is not.
-            (Coming::Bytes(bytes), Some(Gather::Small(max))) if route.is_all_http() => gateway.fail_canary || bytes <= max as u64,
-            (Coming::Bytes(_) | Coming::Chunked, None) if route.is_all_http() => gateway.fail_canary,
-            _ => true,
+            (Coming::Bytes(bytes), Some(Gather::Small(max))) => bytes <= max as u64,
+            (Coming::Bytes(_) | Coming::Chunked, gathers) => gathers.is_some(),
+            (Coming::Nothing, _) => false,
         };
         if self.snapshot.routes.get(route).is_some_and(waits) {
             return Plan::Wait;

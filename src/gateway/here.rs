@@ -77,7 +77,11 @@ impl Pace {
         // Threads may take each other's numbers away here and below: they only steer.
         match BARRED.into_iter().find(|(longer_ms, _)| time > Duration::from_millis(*longer_ms)) {
             Some((_, inferences)) => drop(self.barred.fetch_max(inferences, Relaxed)),
-            None => self.barred.store(self.barred.load(Relaxed).saturating_sub(1), Relaxed),
+            None => match self.barred.load(Relaxed) {
+                // Usually: and then nothing is written that all threads read.
+                0 => {}
+                left => self.barred.store(left - 1, Relaxed),
+            },
         }
         let new = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).min(TIME_NS_MAX);
         let average = match self.average_ns.load(Relaxed) {

@@ -327,6 +327,12 @@ impl Gateway {
         self.mirror.totals()
     }
 
+    /// The state that requests are routed by now, for as long as anybody holds it.
+    #[cfg(test)]
+    pub(crate) fn routed_by(&self) -> std::sync::Weak<impl Sized + use<>> {
+        Arc::downgrade(&self.snapshot.load_full())
+    }
+
     fn totals_of(&self, route: &RouteName, variant: Variant, model: &ModelId) -> Arc<Totals> {
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         if totals.len() >= TOTALS_MAX {

@@ -182,10 +182,7 @@ impl Gateway {
         body: Bytes,
     ) -> Result<InferAnswer, Refusal> {
         let begun = Instant::now();
-        let answered = match form {
-            Ok(form) => onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who())),
-            Err(why) => Err(Refusal::malformed(why)),
-        };
+        let answered = computed(onnx, chosen, form, body).await;
         let outcome = answered.as_ref().map(|_| StatusCode::OK);
         self.count(chosen, begun.elapsed().as_micros() as u64, outcome);
         answered
@@ -265,11 +262,10 @@ impl Gateway {
         if !fits(request.headers(), self.body_bytes_max) {
             return Err(Refusal::too_large(self.body_bytes_max));
         }
-        let form = Form::of(request.uri().path(), request.headers()).map_err(Refusal::malformed)?;
+        let form = Form::of(request.uri().path(), request.headers());
         let body = request.into_body().collect(self.body_bytes_max).await?;
         progress.end();
-        let answer = onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))?;
-        Ok(Response::from(answer))
+        computed(onnx, chosen, form, body).await.map(Response::from)
     }
 
     /// An answer that is still arriving. If it breaks off, that counts.
@@ -384,6 +380,12 @@ fn name_request(headers: &mut HeaderMap, request_id: &str) {
     if let Ok(id) = HeaderValue::from_str(request_id) {
         headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
     }
+}
+
+/// What a model in the process makes of a request that is written in this form.
+async fn computed(onnx: &Onnx, chosen: &Chosen<'_>, form: Result<Form, String>, body: Bytes) -> Result<InferAnswer, Refusal> {
+    let form = form.map_err(Refusal::malformed)?;
+    onnx.infer(Call { form, body }).await.map_err(|error| Refusal::of_inference(error, &chosen.who()))
 }
 
 /// Has a model server answer.

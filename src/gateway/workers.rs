@@ -1,7 +1,7 @@
 //! The threads that models compute on.
 //!
-//! Each loaded model has its own threads and its own bounded queue, for three reasons. A computation never holds up the threads that the
-//! mesh and its callers' sockets live on. A slow canary fills its own queue and keeps its own threads, and the operating system gives stable's
+//! Each loaded model has its own threads and its own bounded queue, for three reasons. A computation of some length does not hold up the threads
+//! that the mesh and its callers' sockets live on (a short one is computed there: [`super::here`]). A slow canary fills its own queue and keeps its own threads, and the operating system gives stable's
 //! their turn while it computes: one pool for all models would have nobody who takes a thread away from a long run. And rten hands
 //! each run to a thread pool of its own, so computing elsewhere would cost the same two thread switches: here a worker *is* the one
 //! thread of its rten pool, and a run stays on it.

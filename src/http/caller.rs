@@ -41,7 +41,7 @@ impl Input {
         if stream.poll_readable(cx).is_pending() {
             self.give_back();
             if self.is_empty() && !long {
-                stream.read_ahead();
+                stream.let_read_ahead();
             }
             return Poll::Pending;
         }

@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::relay_tests::{Plane, Server, ok, state, write_model};
+use super::rig::{Server, ok, state, write_model};
 use super::tests::{Served, post, serve, wait_until};
 use super::*;
 use crate::core::ids::{NodeId, Time};
@@ -15,7 +15,7 @@ fn front(models: PathBuf, options: crate::gateway::Options, state: &crate::core:
     gateway.route(state);
     gateway.lease(Time(u64::MAX));
     wait_until("the models to be loaded", || gateway.models_missing().is_empty());
-    (serve(Limits::default(), Plane(Arc::clone(&gateway))), gateway)
+    (serve(Limits::default(), Arc::clone(&gateway)), gateway)
 }
 
 fn shielding(dir: &std::path::Path, stable: &Server, canary: &Server, mirror_bp: u16) -> (Served, Arc<Gateway>) {
@@ -139,7 +139,6 @@ fn a_model_in_the_process_answers_the_same_however_its_request_comes() {
     // In two pieces, in chunks, and several at once.
     let (one, two) = with_length.split_at(with_length.len() - 20);
     caller.send(one);
-    std::thread::yield_now();
     assert_eq!(caller.ask(two).body, first.body);
     let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     assert_eq!(caller.ask(post("/predict", "Transfer-Encoding: chunked", &chunked)).body, first.body);

@@ -10,16 +10,15 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
+use async_std::task::block_on;
 use futures::FutureExt as _;
 use futures::channel::oneshot;
-use futures::future::BoxFuture;
 
 use super::fakes::Fake;
 use super::front::Target;
 use super::fuzz::{Request, limits, parts};
-use super::{Body, Front, Predict, connection};
+use super::{Front, connection};
 use crate::core::gate::Gate;
 use crate::core::ids::{MeshId, ModelId, NodeId, RouteName, Time};
 use crate::core::state::RoutingState;
@@ -48,19 +47,6 @@ enum Answers {
     Invented,
 }
 
-struct Plane(Arc<Gateway>);
-
-impl Predict for Plane {
-    fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
-        let gateway = Arc::clone(&self.0);
-        async move { gateway.predict(&route, request).await.map(Body::from) }.boxed()
-    }
-
-    fn gateway(&self) -> Option<&Arc<Gateway>> {
-        Some(&self.0)
-    }
-}
-
 /// The front, and where its model server listens. Made once: a conversation takes a fraction of a millisecond.
 fn stage() -> &'static (Arc<Front>, TcpListener) {
     static STAGE: OnceLock<(Arc<Front>, TcpListener)> = OnceLock::new();
@@ -77,23 +63,20 @@ fn set_up(dir: &Path) -> Result<(Arc<Front>, TcpListener), Box<dyn std::error::E
     let listener = TcpListener::bind("127.0.0.1:0")?;
     std::fs::create_dir_all(dir)?;
     std::fs::write(dir.join("m.json"), format!(r#"{{"http": "http://{}"}}"#, listener.local_addr()?))?;
-    listener.set_nonblocking(true)?;
     let node = NodeId::new("node-a")?;
     let routes = [(RouteName::new("default")?, (ModelId::new("m")?, Gate::default()))];
     let state = RoutingState::genesis(&MeshId::new("fuzz")?, [node.clone()], routes.into());
     let gateway = Gateway::new(node, dir.to_owned());
+    std::thread::scope(|scope| {
+        // Whether it is ready is asked once. A server that hangs up does not know the question.
+        scope.spawn(|| drop(listener.accept()));
+        let models = state.routes.values().map(|route| &route.stable);
+        models.map(|model| block_on(gateway.prepare(model))).collect::<Result<Vec<()>, String>>()
+    })?;
     gateway.route(&state);
     gateway.lease(Time(u64::MAX));
-    let begun = Instant::now();
-    while !gateway.models_missing().is_empty() {
-        // Whether it is ready is asked first. A server that hangs up does not know the question.
-        drop(listener.accept());
-        std::thread::sleep(Duration::from_millis(1));
-        if begun.elapsed() > Duration::from_secs(10) {
-            return Err("its model was not loaded in 10 s".into());
-        }
-    }
-    Ok((Front::new(Arc::new(Fake::default()), Arc::new(Plane(gateway)), limits()), listener))
+    listener.set_nonblocking(true)?;
+    Ok((Front::new(Arc::new(Fake::default()), Arc::new(gateway), limits()), listener))
 }
 
 /// One conversation: how the model server answers, in how large pieces the caller sends, how much of the rest is the caller's, the rest.
@@ -203,11 +186,6 @@ impl Server {
     fn act(&mut self, how: Answers, says: &[u8], heard: &mut Vec<Option<Vec<u8>>>, moved: &mut bool) {
         let Some(stream) = &mut self.stream else { return };
         let ended = read(stream, &mut self.held, moved);
-        if self.held.starts_with(b"GET /v2/health/ready ") {
-            // Asked when the model was loaded, and heard only now.
-            self.stream = None;
-            return;
-        }
         while let Some(request) = Heard::read(&self.held) {
             if how == Answers::Early && !self.answered {
                 self.answered = true;

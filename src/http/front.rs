@@ -192,8 +192,7 @@ impl Front {
             match accepted {
                 Ok((stream, peer)) => {
                     pause = Pause::default();
-                    let running = loops.iter().filter(|serving| !serving.event_loop.handle().has_ended());
-                    let Some(least) = running.min_by_key(|serving| serving.open.load(Ordering::Relaxed)) else {
+                    let Some(least) = least(&loops) else {
                         return Err(io::Error::other("every event loop of the data plane has ended"));
                     };
                     if open() < connections_max {
@@ -238,6 +237,12 @@ struct ServingLoop {
     open: Arc<AtomicUsize>,
     /// Somebody waits for the last connection's end.
     watched: Arc<event_listener::Event>,
+}
+
+/// The loop that has the fewest connections, of those that run.
+fn least(loops: &[ServingLoop]) -> Option<&ServingLoop> {
+    let running = loops.iter().filter(|serving| !serving.event_loop.handle().has_ended());
+    running.min_by_key(|serving| serving.open.load(Ordering::Relaxed))
 }
 
 thread_local! {
@@ -376,6 +381,27 @@ impl Pause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_loop_that_has_ended_gets_no_more_connections() {
+        let control = Arc::new(crate::http::fakes::Fake::default());
+        let gateway = Gateway::new(crate::core::ids::NodeId::new("node-a").unwrap(), "models".into());
+        let front = Front::new(control, Arc::new(gateway), Limits::default());
+        let loops: Vec<_> = (0..2).map(|number| ServingLoop::start(&front, number).unwrap()).collect();
+        loops[1].open.store(7, Ordering::Relaxed);
+        let is_least = |number: usize| least(&loops).is_some_and(|least| std::ptr::eq(least, &loops[number]));
+        assert!(is_least(0));
+        let end = |number: usize| {
+            loops[number].event_loop.handle().send(|| panic!("as a bug might"));
+            while !loops[number].event_loop.handle().has_ended() {
+                std::thread::yield_now();
+            }
+        };
+        end(0);
+        assert!(is_least(1), "the other one has more, and is there");
+        end(1);
+        assert!(least(&loops).is_none());
+    }
 
     #[test]
     fn predictions_are_told_from_resources_by_their_path() {

@@ -26,7 +26,7 @@ pub(crate) mod conversation;
 mod counters;
 #[cfg(any(test, fuzzing))]
 #[cfg_attr(fuzzing, expect(dead_code, reason = "more than a fuzz target needs"))]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "for tests, which are to fail there")]
+#[expect(clippy::unwrap_used, clippy::panic, reason = "for tests, which are to fail there")]
 pub(crate) mod fakes;
 mod front;
 #[cfg(any(test, fuzzing))]
@@ -34,14 +34,18 @@ pub(crate) mod fuzz;
 mod head;
 mod limits;
 mod live;
+mod local;
 mod metrics;
 mod pipe;
+mod plan;
 mod pool;
 mod relay;
 #[cfg(test)]
 mod relay_tests;
 mod request_id;
 mod resources;
+#[cfg(test)]
+mod rig;
 #[cfg(test)]
 mod tests;
 
@@ -156,6 +160,17 @@ pub trait Predict: Send + Sync + 'static {
     /// The gateway behind it, if requests may be passed on to its model servers without asking [`Predict::predict`].
     fn gateway(&self) -> Option<&Arc<Gateway>> {
         None
+    }
+}
+
+impl Predict for Arc<Gateway> {
+    fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
+        let gateway = Arc::clone(self);
+        Box::pin(async move { Gateway::predict(&gateway, &route, request).await.map(Body::from) })
+    }
+
+    fn gateway(&self) -> Option<&Arc<Gateway>> {
+        Some(self)
     }
 }
 

@@ -89,7 +89,15 @@ impl Pipe {
         Ok(First::Pending)
     }
 
-    pub(super) fn pending(&self) -> &[u8] {
+    /// The bytes that [`Pipe::first`] gave.
+    pub(super) fn given<'b>(&'b self, first: First, input: &'b Input) -> &'b [u8] {
+        match first {
+            First::Held(count) => input.held().get(..count).unwrap_or_default(),
+            First::Pending => self.pending(),
+        }
+    }
+
+    fn pending(&self) -> &[u8] {
         self.pending.get(self.sent..).unwrap_or_default()
     }
 
@@ -222,6 +230,6 @@ impl Pipe {
 pub(super) enum First {
     /// So many bytes of the source's buffer.
     Held(usize),
-    /// [`Pipe::pending`].
+    /// All that is pending.
     Pending,
 }

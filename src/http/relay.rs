@@ -1,5 +1,4 @@
-//! A prediction that is passed on to a model server: its head with the few lines changed that have to be, both bodies as they come. And one
-//! that a model in the process answers, whose body has come with its head.
+//! A prediction that is passed on to a model server: its head with the few lines changed that have to be ([`super::plan`]), both bodies as they come.
 //!
 //! A request costs four system calls: its head and body are read in one and written in one, and so are the answer's. Neither head is taken
 //! apart and put together again; what stands between two lines that change is copied in one piece.
@@ -13,24 +12,19 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use httparse::Header;
-
 use super::caller::send;
-use super::connection::{Asked, Connection, Then, late, no_lines, persistence};
+use super::connection::{Connection, Then, late, persistence};
 use super::counters::Answered;
-use super::front::Target;
-use super::head::{self, Facts, Framed, PARSED_HEADERS_MAX, RequestHead};
-use super::pipe::{Broken, First, Pipe};
+use super::head::{self, Facts, Framed, PARSED_HEADERS_MAX};
+use super::pipe::{Broken, Pipe};
+use super::plan::{Forward, NamedByConnection, Parsed, server_lines};
 use super::pool::{Connected, connect};
-use super::request_id::{REQUEST_ID_HEADER, RequestId, hexadecimal};
+use super::request_id::{REQUEST_ID_HEADER, RequestId};
 use super::{Body, FORWARDED_BODY_BYTES_MAX, Refusal, TUNNEL_IDLE_MS_MAX};
-use crate::api::{MIRROR_HEADER, NODE_HEADER, VARIANT_HEADER, VERSION_HEADER};
 use crate::clock::time;
-use crate::core::ids::Time;
 use crate::eventloop::{self, Deadline, Stream};
-use crate::gateway::forward::{self, Chosen, Coming, Form, Onnx, Permit, Plan, Routing, Special, Upstream, UpstreamError};
-use crate::gateway::headers::{Fields, is_hop_by_hop};
+use crate::gateway::forward::{self, Chosen, Permit, Routing, Upstream, UpstreamError};
+use crate::gateway::headers::is_hop_by_hop;
 
 /// Longest head of an answer, in bytes.
 pub const ANSWER_HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -41,232 +35,7 @@ pub const INTERIM_ANSWERS_MAX: u32 = 64;
 /// Longest body that is copied behind its head, in bytes.
 const JOINED_BYTES_MAX: usize = 4 * 1024;
 
-/// What the lines that name an answer usually take, in bytes.
-const TOLD_LINES_BYTES: usize = 256;
-
-/// What becomes of a request.
-pub(super) enum Planned<'s> {
-    Forward(Forward<'s>),
-    /// All of it has been read.
-    Compute(Compute<'s>),
-    /// All of it has been read, with this body.
-    Special(Special<'s>, Box<Asked>, Bytes, &'s Routing),
-    Answer(Result<Box<Asked>, Refusal>),
-}
-
-/// A request to a model in the process.
-pub(super) struct Compute<'s> {
-    routing: &'s Routing,
-    chosen: Chosen<'s>,
-    onnx: &'s Onnx,
-    form: Result<Form, String>,
-    body: Bytes,
-    facts: Facts,
-    id: RequestId,
-}
-
-/// A request that is passed on. Its head stands in [`Connection::out`] as the model server gets it.
-pub(super) struct Forward<'s> {
-    routing: &'s Routing,
-    chosen: Result<(Chosen<'s>, &'s Arc<Upstream>), Unserved<'s>>,
-    /// A place at one of the servers; none yet where all are taken.
-    permit: Option<Permit>,
-    facts: Facts,
-    id: RequestId,
-    /// Length of the first two lines, which depend on the server, in [`Connection::out`].
-    server_lines: usize,
-    /// The request's own path and query, and its method, for another server's lines.
-    target: String,
-    method: &'static str,
-}
-
-/// Why nobody is asked, and who would have been.
-type Unserved<'s> = (Option<Chosen<'s>>, forward::Refusal);
-
-/// The lines of a head, as they were parsed.
-struct Parsed<'h, 'b>(&'h [Header<'b>]);
-
-impl Fields for Parsed<'_, '_> {
-    fn values<'h>(&'h self, name: &'h str) -> impl Iterator<Item = &'h [u8]> {
-        self.0.iter().filter(|header| header.name.len() == name.len() && header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
-    }
-}
-
-/// The headers that `Connection` says belong to this connection only.
-struct NamedByConnection<'h, 'b> {
-    fields: &'h Parsed<'h, 'b>,
-    /// There are others than the words that are known anyway, which is rare.
-    any: bool,
-}
-
-impl<'h, 'b> NamedByConnection<'h, 'b> {
-    fn new(fields: &'h Parsed<'h, 'b>) -> Self {
-        const KNOWN: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
-        let named = NamedByConnection { fields, any: false };
-        let any = named.words().any(|word| !KNOWN.iter().any(|known| word.eq_ignore_ascii_case(known)));
-        NamedByConnection { any, ..named }
-    }
-
-    fn words(&self) -> impl Iterator<Item = &'h [u8]> + use<'h, 'b> {
-        self.fields.values("connection").flat_map(|value| value.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
-    }
-
-    /// Never the length of the body: who could have it removed could have the body taken for the next request.
-    fn has(&self, name: &str) -> bool {
-        self.any && !name.eq_ignore_ascii_case("content-length") && self.words().any(|word| word.eq_ignore_ascii_case(name.as_bytes()))
-    }
-}
-
 impl Connection {
-    /// Decides what becomes of the request whose head has been read, and uses the head up.
-    pub(super) fn plan<'s>(&mut self, length: usize, routing: Option<(Time, &'s Routing)>) -> Planned<'s> {
-        let mut lines = no_lines();
-        let mut out = std::mem::take(&mut self.out);
-        out.clear();
-        let planned = match self.parse(length, &mut lines) {
-            Ok((bytes, head)) => self.plan_head(bytes, &head, routing, &mut out),
-            Err(refusal) => Planned::Answer(Err(refusal)),
-        };
-        self.out = out;
-        let body = match &planned {
-            Planned::Compute(Compute { body, .. }) | Planned::Special(.., body, _) => body.len(),
-            Planned::Forward(_) | Planned::Answer(_) => 0,
-        };
-        self.input.use_up(length + body);
-        planned
-    }
-
-    fn plan_head<'s>(
-        &self,
-        bytes: &[u8],
-        head: &RequestHead<'_, '_>,
-        routing: Option<(Time, &'s Routing)>,
-        out: &mut Vec<u8>,
-    ) -> Planned<'s> {
-        let fields = Parsed(head.headers);
-        let id = RequestId::of(&fields);
-        let path = head.target.split('?').next().unwrap_or_default();
-        let method = match head.method {
-            "POST" => Some("POST"),
-            "GET" if head.facts.upgrade && head.facts.framed == Framed::Length(0) => Some("GET"),
-            _ => None,
-        };
-        if let (Some((lease_until, routing)), Some(view), Some(method), Some(route)) =
-            (routing, &self.lane.view, method, Target::route_of(path))
-        {
-            let gateway = view.gateway();
-            let behind = self.input.held().get(bytes.len()..).unwrap_or_default();
-            let body_bytes_max = self.limits().body_bytes_max;
-            let coming = match head.facts.framed {
-                _ if method == "GET" => Coming::Nothing,
-                Framed::Length(length) if length <= body_bytes_max.min(behind.len() as u64) => Coming::Whole(length),
-                Framed::Length(length) => Coming::Bytes(length),
-                Framed::Chunked | Framed::UntilClose => Coming::Chunked,
-            };
-            // Copied only if it is whole, and then it is short.
-            let body = || match coming {
-                Coming::Whole(length) => Bytes::copy_from_slice(behind.get(..length as usize).unwrap_or_default()),
-                _ => Bytes::new(),
-            };
-            let chosen = match routing.plan(gateway, lease_until, route, &fields, coming) {
-                Plan::Wait => return Planned::Answer(asked(head, id)),
-                Plan::Compute(chosen, onnx) => {
-                    let form = Form::of(path, &fields);
-                    return Planned::Compute(Compute { routing, chosen, onnx, form, body: body(), facts: head.facts, id });
-                }
-                Plan::Answer(special) => {
-                    return match asked(head, id) {
-                        Ok(asked) => Planned::Special(special, asked, body(), routing),
-                        Err(refusal) => Planned::Answer(Err(refusal)),
-                    };
-                }
-                Plan::Forward(chosen, upstream) => Ok((chosen, upstream)),
-                Plan::Refused(chosen, refusal) => Err((chosen, refusal)),
-            };
-            let mut forward =
-                Forward { routing, chosen, permit: None, facts: head.facts, id, server_lines: 0, target: String::new(), method };
-            if let Ok((_, upstream)) = &forward.chosen {
-                forward.permit = upstream.endpoints().try_admit(time(), None);
-                if forward.permit.is_none() || upstream.endpoints().all().len() > 1 {
-                    forward.target = head.target.to_owned();
-                }
-                if let Some(permit) = &forward.permit {
-                    server_lines(permit, method, head.target, out);
-                    forward.server_lines = out.len();
-                }
-                self.pass_on_lines(bytes, head, &fields, id, out);
-            }
-            return Planned::Forward(forward);
-        }
-        Planned::Answer(asked(head, id))
-    }
-
-    /// Appends the rest of a request's head as the model server gets it.
-    fn pass_on_lines(&self, bytes: &[u8], head: &RequestHead<'_, '_>, fields: &Parsed<'_, '_>, id: RequestId, out: &mut Vec<u8>) {
-        let named = NamedByConnection::new(fields);
-        let (mut host, mut forwarded_for, mut forwarded_proto, mut forwarded_host, mut traced, mut has_length) =
-            (None, None, false, false, false, false);
-        head::copy_lines(bytes, head.headers, out, |header| {
-            let name = header.name;
-            let is = |other: &str| name.eq_ignore_ascii_case(other);
-            match name.len() {
-                4 if is("host") => {
-                    host = Some(header.value);
-                    return true;
-                }
-                11 if is("traceparent") => traced = !named.has(name),
-                12 if is(REQUEST_ID_HEADER) => return true,
-                // Some servers take no other blanks here, and two that read one length differently are two requests.
-                14 if is("content-length") => {
-                    has_length = head::is_plain(bytes, header);
-                    return !has_length;
-                }
-                15 if is("x-forwarded-for") => {
-                    forwarded_for.get_or_insert_with(Vec::new).push(header.value);
-                    return true;
-                }
-                15 if is(MIRROR_HEADER) => return true,
-                // An order to this node, not to the next; and only this node says that something is mirrored.
-                16 if is(VARIANT_HEADER) => return true,
-                16 if is("x-forwarded-host") => forwarded_host = !named.has(name),
-                17 if is("x-forwarded-proto") => forwarded_proto = !named.has(name),
-                _ => {}
-            }
-            is_hop_by_hop(name) || named.has(name)
-        });
-        if let Some(peer) = &self.peer {
-            out.extend_from_slice(b"x-forwarded-for: ");
-            for earlier in forwarded_for.iter().flatten() {
-                out.extend_from_slice(earlier);
-                out.extend_from_slice(b", ");
-            }
-            out.extend_from_slice(peer.as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-        if !forwarded_proto {
-            out.extend_from_slice(b"x-forwarded-proto: http\r\n");
-        }
-        if let Some(host) = host.filter(|_| !forwarded_host) {
-            super::connection::line("x-forwarded-host", host, out);
-        }
-        if !traced {
-            begin_trace(out);
-        }
-        if head.facts.upgrade && head.method == "GET" {
-            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
-        }
-        match head.facts.framed {
-            Framed::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-            Framed::Length(length) if !has_length && head.method == "POST" => {
-                super::connection::line("content-length", length.to_string().as_bytes(), out);
-            }
-            Framed::Length(_) | Framed::UntilClose => {}
-        }
-        out.extend_from_slice(b"x-request-id: ");
-        out.extend_from_slice(id.as_bytes());
-        out.extend_from_slice(b"\r\n\r\n");
-    }
-
     /// Passes a request on, and the answer back.
     pub(super) async fn forward(&mut self, forward: Forward<'_>) -> Then {
         let Forward { routing, chosen, permit, facts, id, server_lines, target, method } = forward;
@@ -305,50 +74,6 @@ impl Connection {
         let response = refusal.answer(id.as_str().to_owned()).map(Body::from);
         let whole = self.skip(left);
         self.tell(chosen, response, routing, facts, id, whole).await
-    }
-
-    /// Answers a prediction in the name of what was chosen, if anything was. The connection goes on if `whole` of the request was read.
-    async fn tell(
-        &mut self,
-        chosen: Option<&Chosen<'_>>,
-        response: http::Response<Body>,
-        routing: &Routing,
-        facts: Facts,
-        id: RequestId,
-        whole: bool,
-    ) -> Then {
-        let mut lines = Vec::with_capacity(TOLD_LINES_BYTES);
-        routing.name_in(chosen, &mut lines);
-        super::connection::line(REQUEST_ID_HEADER, id.as_bytes(), &mut lines);
-        self.lane.front.counters().answered(Answered::Predict, response.status().as_u16());
-        let keep = facts.keep_alive && whole && !self.lane.is_stopping();
-        self.respond(response, &lines, facts.minor, false, keep).await
-    }
-
-    /// Has a model in the process answer.
-    pub(super) async fn compute(&mut self, compute: Compute<'_>) -> Then {
-        let Compute { routing, chosen, onnx, form, body, facts, id } = compute;
-        let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
-        let answered = self.unless_gone(gateway.compute(&chosen, onnx, form, body)).await;
-        let Some(answered) = answered else { return Then::Cut };
-        let response = match answered {
-            Ok(answer) => http::Response::from(answer).map(Body::from),
-            Err(refusal) => refusal.answer(id.as_str().to_owned()).map(Body::from),
-        };
-        self.tell(Some(&chosen), response, routing, facts, id, true).await
-    }
-
-    /// Answers a request that more than one model may have to see.
-    pub(super) async fn answer_special(&mut self, special: Special<'_>, asked: Asked, body: Bytes, routing: &Routing) -> Then {
-        let Asked { request, facts, id, .. } = asked;
-        let Some(gateway) = self.lane.view.as_ref().map(|view| Arc::clone(view.gateway())) else { return Then::Cut };
-        let answering = special.answer(&gateway, request.map(|()| body), id.as_str().to_owned());
-        let Some(mut response) = self.unless_gone(answering).await else { return Then::Cut };
-        // What this node says of itself nobody says in its name.
-        for name in [VERSION_HEADER, NODE_HEADER, REQUEST_ID_HEADER] {
-            response.headers_mut().remove(name);
-        }
-        self.tell(None, response.map(Body::from), routing, facts, id, true).await
     }
 
     /// A connection to one of the model's servers, and the place there. Of a server that cannot be reached another one is tried. `out` begins
@@ -501,14 +226,10 @@ impl Connection {
     /// was idle nothing was taken, and the request goes to a new one, perhaps of another server.
     async fn send_request(&mut self, upload: &mut Pipe, mut reached: Reached, job: &Job<'_>) -> Result<Reached, Failed> {
         let first = upload.first(&mut self.input).map_err(|broken| of_caller(&broken))?;
-        let mut joined_already = false;
+        // Behind the head there is either nothing more to be sent, or all of this.
+        let is_joined = joined(&mut self.out, upload.given(first, &self.input)).is_empty();
         loop {
-            let body = match first {
-                First::Held(count) => self.input.held().get(..count).unwrap_or_default(),
-                First::Pending => upload.pending(),
-            };
-            let joins = body.len() <= JOINED_BYTES_MAX;
-            let body = if std::mem::replace(&mut joined_already, true) && joins { &[] } else { joined(&mut self.out, body) };
+            let body = if is_joined { &[] } else { upload.given(first, &self.input) };
             let Reached { permit, server, reused, server_lines } = &reached;
             let lost = |error: std::io::Error| Failed::Refused(UpstreamError::Lost(permit.address().to_string(), error.to_string()));
             let once = poll_fn(|cx| Poll::Ready(write_once(&server.stream, cx, &self.out, body))).await;
@@ -668,11 +389,7 @@ impl Connection {
         })?;
         // What could not even begin is answered, and counted, as a failure.
         self.lane.front.counters().answered(Answered::Predict, answer.status);
-        let body = match first {
-            First::Held(count) => server.input.held().get(..count).unwrap_or_default(),
-            First::Pending => download.pending(),
-        };
-        let body = joined(&mut self.out, body);
+        let body = joined(&mut self.out, download.given(first, &server.input));
         let stall_ms_max = self.limits().stall_ms_max;
         send(&self.stream, &mut self.deadline, &self.out, body, stall_ms_max).await.map_err(|_| Ended::ByCaller)?;
         download.went(first, &mut server.input);
@@ -711,10 +428,11 @@ impl Connection {
                     // The server may wait for the rest of the request.
                     let waits_for_caller = broken_by_caller || !upload.is_over() && !deaf && upload.waits_for_source;
                     let limit = if waits_for_caller { Duration::from_millis(limits.stall_ms_max) } else { timeout };
-                    let until = since + limit;
-                    ready!(
-                        deadline.poll_past(cx, if waits_for_caller { until.min(late(limits, body_begun, upload.bytes)) } else { until })
-                    );
+                    let mut until = since + limit;
+                    if waits_for_caller {
+                        until = until.min(late(limits, body_begun, upload.bytes));
+                    }
+                    ready!(deadline.poll_past(cx, until));
                     return Poll::Ready(Err(if waits_for_caller { Ended::ByCaller } else { Ended::ByServer }));
                 }
                 ready!(deadline.poll_past(cx, download.moved + Duration::from_millis(limits.stall_ms_max)));
@@ -876,55 +594,4 @@ fn write_once(stream: &Stream, cx: &std::task::Context<'_>, one: &[u8], two: &[u
         Poll::Ready(written) => written,
         Poll::Pending => Ok(0),
     }
-}
-
-/// Appends the lines of a request's head that depend on the server.
-fn server_lines(permit: &Permit, method: &str, target: &str, out: &mut Vec<u8>) {
-    let address = permit.address();
-    out.extend_from_slice(method.as_bytes());
-    out.extend_from_slice(b" ");
-    match address.path() {
-        None => out.extend_from_slice(target.as_bytes()),
-        Some(path) => {
-            out.extend_from_slice(path.as_str().as_bytes());
-            if let Some(at) = target.find('?') {
-                out.extend_from_slice(target.get(at..).unwrap_or_default().as_bytes());
-            }
-        }
-    }
-    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    out.extend_from_slice(address.authority().as_bytes());
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Begins a trace, as W3C Trace Context has it: version, trace, this request as the parent, sampled.
-fn begin_trace(out: &mut Vec<u8>) {
-    let mut line = *b"traceparent: 00-________________________________-________________-01\r\n";
-    let (_, ids) = line.split_at_mut(16);
-    let (trace, parent) = ids.split_at_mut(33);
-    let (high, low) = trace.split_at_mut(16);
-    hexadecimal(fastrand::u64(1..), high);
-    hexadecimal(fastrand::u64(..), low);
-    hexadecimal(fastrand::u64(1..), parent);
-    out.extend_from_slice(&line);
-}
-
-/// The request as the front and the data plane take it.
-fn asked(head: &RequestHead<'_, '_>, id: RequestId) -> Result<Box<Asked>, Refusal> {
-    let bad_path = || Refusal::new(400, "bad_path", format!("{} is not a path; begin it with /", head.target));
-    let mut request = http::Request::new(());
-    let target = head.target.parse::<http::Uri>().map_err(|_| bad_path())?;
-    *request.uri_mut() = target;
-    *request.method_mut() = head
-        .method
-        .parse()
-        .map_err(|_| Refusal::new(501, "unknown_method", format!("{} is not a method this server knows; use GET or POST", head.method)))?;
-    for header in head.headers {
-        if let (Ok(name), Ok(value)) = (header.name.parse::<http::HeaderName>(), http::HeaderValue::from_bytes(header.value)) {
-            request.headers_mut().append(name, value);
-        }
-    }
-    request.headers_mut().insert(REQUEST_ID_HEADER, super::connection::value(id.as_bytes()));
-    let path = head.target.split('?').next().unwrap_or_default();
-    Ok(Box::new(Asked { target: Target::of(path), request, facts: head.facts, id }))
 }

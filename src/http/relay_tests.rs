@@ -3,132 +3,17 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
 use futures::executor::block_on;
-use futures::future::BoxFuture;
 
 use super::connection::{Connection as Answering, Lane};
+use super::rig::{Connection, Server, nobody, ok, state, write_model};
 use super::tests::{Caller, PATIENCE, Served, post, serve, wait_until};
 use super::*;
-use crate::core::gate::Gate;
-use crate::core::ids::{MeshId, ModelId, NodeId, Time};
-use crate::core::state::{Model, RoutingState, Weights};
-
-/// A gateway as a front's data plane.
-pub(super) struct Plane(pub(super) Arc<Gateway>);
-
-impl Predict for Plane {
-    fn predict(&self, route: RouteName, request: http::Request<Body>) -> BoxFuture<'static, http::Response<Body>> {
-        let gateway = Arc::clone(&self.0);
-        async move { gateway.predict(&route, request).await.map(Body::from) }.boxed()
-    }
-
-    fn gateway(&self) -> Option<&Arc<Gateway>> {
-        Some(&self.0)
-    }
-}
-
-/// One connection of a model server.
-pub(super) struct Connection(BufReader<TcpStream>);
-
-impl Connection {
-    /// The lines of the next request's head; none if there is none.
-    pub(super) fn head(&mut self) -> Vec<String> {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if self.0.read_line(&mut line).unwrap_or(0) == 0 {
-                return Vec::new();
-            }
-            match line.strip_suffix("\r\n").unwrap() {
-                "" => return lines,
-                line => lines.push(line.to_owned()),
-            }
-        }
-    }
-
-    pub(super) fn read(&mut self, bytes: usize) -> String {
-        let mut read = vec![0; bytes];
-        self.0.read_exact(&mut read).unwrap();
-        String::from_utf8(read).unwrap()
-    }
-
-    /// Ends it as a process does that dies: what it has not read is lost, and whoever writes to it hears of that.
-    fn reset(self) {
-        rustix::net::sockopt::set_socket_linger(self.0.get_ref(), Some(Duration::ZERO)).unwrap();
-    }
-
-    pub(super) fn say(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.get_mut().write_all(bytes.as_ref()).unwrap();
-    }
-
-    /// Answers the next requests with what is read of their heads' content length.
-    fn echo(&mut self) {
-        loop {
-            let head = self.head();
-            if head.is_empty() {
-                return;
-            }
-            let length = head.iter().find_map(|line| line.to_lowercase().strip_prefix("content-length: ").map(str::to_owned));
-            let body = self.read(length.map_or(0, |length| length.parse().unwrap()));
-            self.say(ok(&body));
-        }
-    }
-}
-
-pub(super) fn ok(body: &str) -> String {
-    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
-}
-
-/// A model server: what it does on each of its connections, and how many there were.
-pub(super) struct Server {
-    pub(super) address: String,
-    connections: Arc<AtomicUsize>,
-}
-
-impl Server {
-    pub(super) fn start(serve: impl Fn(Connection) + Send + Sync + 'static) -> Server {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (connections, serve) = (Arc::<AtomicUsize>::default(), Arc::new(serve));
-        let counted = Arc::clone(&connections);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                counted.fetch_add(1, SeqCst);
-                let serve = Arc::clone(&serve);
-                std::thread::spawn(move || serve(Connection(BufReader::new(stream))));
-            }
-        });
-        Server { address, connections }
-    }
-
-    /// One that answers each request with these bytes.
-    pub(super) fn saying(answer: impl Into<Vec<u8>>) -> Server {
-        let answer = answer.into();
-        Server::start(move |mut connection| {
-            while !connection.head().is_empty() {
-                connection.say(&answer);
-            }
-        })
-    }
-}
-
-/// An address that nobody listens on.
-fn nobody() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-pub(super) fn write_model(dir: &Path, id: &str, http: &str, more: &str) {
-    std::fs::write(dir.join(format!("{id}.json")), format!(r#"{{"http": {http}{more}}}"#)).unwrap();
-}
+use crate::core::ids::{NodeId, Time};
 
 struct Mesh {
     served: Served,
@@ -148,20 +33,7 @@ fn passing_on_within(http: &str, more: &str, limits: Limits) -> Mesh {
     gateway.route(&state(3, None));
     gateway.lease(Time(u64::MAX));
     wait_until("the model to be loaded", || gateway.models_missing().is_empty());
-    Mesh { served: serve(limits, Plane(Arc::clone(&gateway))), gateway, _dir: dir }
-}
-
-pub(super) fn state(version: u64, canary: Option<(&str, u16)>) -> RoutingState {
-    let route = RouteName::new("default").unwrap();
-    let routes = [(route.clone(), (ModelId::new("m").unwrap(), Gate::default()))];
-    let mut state = RoutingState::genesis(&MeshId::new("test").unwrap(), [NodeId::new("node-a").unwrap()], routes.into());
-    state.version = version;
-    let of_route = state.routes.get_mut(&route).unwrap();
-    if let Some((id, weight)) = canary {
-        of_route.canary = Some(Model { id: ModelId::new(id).unwrap(), digest: None });
-        of_route.weights = Weights::with_canary(weight).unwrap();
-    }
-    state
+    Mesh { served: serve(limits, Arc::clone(&gateway)), gateway, _dir: dir }
 }
 
 impl Mesh {
@@ -747,7 +619,7 @@ fn a_new_state_is_in_force_for_the_next_request_on_every_connection() {
     gateway.route(&state(1, Some(("n", 0))));
     gateway.lease(Time(u64::MAX));
     wait_until("the models to be loaded", || gateway.models_missing().is_empty());
-    let served = serve(Limits::default(), Plane(Arc::clone(&gateway)));
+    let served = serve(Limits::default(), Arc::clone(&gateway));
     let mut callers: Vec<Caller> = (0..8).map(|_| served.connect()).collect();
     for version in 1..=50 {
         let to_canary = version % 2 == 0;
@@ -929,23 +801,12 @@ fn an_answer_without_a_body_announces_none_and_what_comes_of_one_is_not_taken_fo
 
 #[test]
 fn nobody_can_take_away_what_says_where_a_request_comes_from() {
-    let (tell, told) = mpsc::channel();
-    let server = Server::start(move |mut connection| {
-        loop {
-            let head = connection.head();
-            if head.is_empty() {
-                return;
-            }
-            tell.send(head).unwrap();
-            connection.say(ok("hi"));
-        }
-    });
+    let (server, told) = Server::telling();
     let mesh = Mesh::to(&server);
-    told.recv_timeout(PATIENCE).unwrap();
     let own = "X-Forwarded-Host: a\r\nX-Forwarded-Proto: https\r\nTraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let named = "Connection: x-forwarded-host, x-forwarded-proto, traceparent";
     mesh.connect().ask(post("/predict", &format!("{named}\r\n{own}\r\nContent-Length: 0"), ""));
-    let head = told.recv_timeout(PATIENCE).unwrap();
+    let (head, _) = told.recv_timeout(PATIENCE).unwrap();
     for (name, is) in [("x-forwarded-host: ", "h"), ("x-forwarded-proto: ", "http"), ("traceparent: ", "00-")] {
         let values: Vec<_> = head.iter().filter_map(|line| line.strip_prefix(name)).collect();
         assert!(values.len() == 1 && values[0].starts_with(is), "{name}: {head:?}");
@@ -982,7 +843,9 @@ fn a_caller_cannot_hold_a_model_server_by_sending_drop_by_drop_while_it_is_being
     assert!(caller.head().starts_with("HTTP/1.1 200 OK\r\n"));
     let mut dripping = caller.0.get_ref().try_clone().unwrap();
     std::thread::spawn(move || while dripping.write_all(b"x").is_ok() && told.recv_timeout(Duration::from_millis(50)).is_err() {});
-    let _ = caller.0.read_to_end(&mut Vec::new());
+    // It ends in time: a caller who waits in vain for that gets an error of its own.
+    let ended = caller.0.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+    assert!(matches!(ended, Ok(_) | Err(std::io::ErrorKind::ConnectionReset)), "{ended:?}");
     assert_eq!(mesh.bad(), 0, "the caller was to blame");
 }
 
@@ -1049,20 +912,7 @@ fn a_request_for_a_connection_that_was_closed_goes_to_another_server_if_that_one
 
 #[test]
 fn a_length_is_passed_on_without_blanks_that_not_everybody_takes() {
-    let (tell, told) = mpsc::channel();
-    let server = Server::start(move |mut connection| {
-        loop {
-            let head = connection.head();
-            if head.is_empty() {
-                return;
-            }
-            if head[0].starts_with("POST") {
-                let lengths: Vec<_> = head.iter().filter(|line| line.to_lowercase().starts_with("content-length")).cloned().collect();
-                tell.send((lengths, connection.read(5))).unwrap();
-            }
-            connection.say(ok("hi"));
-        }
-    });
+    let (server, told) = Server::telling();
     let mesh = Mesh::to(&server);
     let mut caller = mesh.connect();
     for (sent, passed_on) in [
@@ -1074,6 +924,20 @@ fn a_length_is_passed_on_without_blanks_that_not_everybody_takes() {
         caller.send(post("/predict", sent, "hello"));
         assert!(caller.head().starts_with("HTTP/1.1 200 OK\r\n"));
         caller.0.read_exact(&mut [0; 2]).unwrap();
-        assert_eq!(told.recv_timeout(PATIENCE).unwrap(), (vec![passed_on.to_owned()], "hello".to_owned()), "{sent:?}");
+        let (head, body) = told.recv_timeout(PATIENCE).unwrap();
+        let lengths: Vec<_> = head.iter().filter(|line| line.to_lowercase().starts_with("content-length")).collect();
+        assert_eq!((lengths, body.as_str()), (vec![&passed_on.to_owned()], "hello"), "{sent:?}");
     }
+}
+
+#[test]
+fn a_state_that_is_over_is_let_go_though_nobody_asks_anything() {
+    let server = Server::start(|mut connection| connection.echo());
+    let mesh = Mesh::to(&server);
+    let mut caller = mesh.connect();
+    assert_eq!(caller.ask(post("/predict", "Content-Length: 0", "")).status, 200);
+    let over = mesh.gateway.routed_by();
+    assert!(over.upgrade().is_some());
+    mesh.gateway.route(&state(4, None));
+    wait_until("no thread to hold it, with its models", || over.upgrade().is_none());
 }

@@ -30,7 +30,7 @@ use async_signal::{Signal, Signals};
 use async_std::channel::{Receiver, Sender, bounded};
 use async_std::task;
 use futures::channel::oneshot;
-use futures::future::{BoxFuture, Either, FutureExt, select};
+use futures::future::{Either, select};
 use futures::stream::StreamExt;
 use log::Level;
 use serde_json::json;
@@ -40,11 +40,11 @@ pub use crate::node::fault::Fault;
 use crate::clock;
 use crate::core::Node;
 use crate::core::durable::{Durable, ReplayError};
-use crate::core::ids::{DiskId, NodeId, RouteName};
+use crate::core::ids::{DiskId, NodeId};
 use crate::core::io::{Input, Settings};
 use crate::core::record::Record;
 use crate::gateway::{self, Gateway};
-use crate::http::{self, Front, Limits};
+use crate::http::{Front, Limits};
 use crate::mesh::{Identity, Mesh, MeshConfig, PeerAddress};
 use crate::node::control::ControlPlane;
 use crate::node::events::Events;
@@ -241,7 +241,7 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     task::spawn(beat_health(peers, gateway.clone(), turns.clone(), heard));
 
     let stop = stop_signal(signals.ok(), events.clone(), stopping, reread);
-    let front = Front::new(plane, Arc::new(DataPlane(gateway)), Limits::default());
+    let front = Front::new(plane, Arc::new(gateway), Limits::default());
     let drained = front.serve(data, stop).await.map_err(in_file("the threads of", Path::new("the data plane")))?;
     events.say(Level::Info, "drained", json!({"cut": drained.cut}));
 
@@ -254,20 +254,6 @@ pub async fn serve(options: ServeOptions) -> Result<(), ServeError> {
     events.say(Level::Info, "stopped", json!({}));
     events.flush();
     Ok(())
-}
-
-/// The data plane behind the front.
-struct DataPlane(Arc<Gateway>);
-
-impl http::Predict for DataPlane {
-    fn predict(&self, route: RouteName, request: ::http::Request<http::Body>) -> BoxFuture<'static, ::http::Response<http::Body>> {
-        let gateway = self.0.clone();
-        async move { gateway.predict(&route, request).await.map(http::Body::from) }.boxed()
-    }
-
-    fn gateway(&self) -> Option<&Arc<Gateway>> {
-        Some(&self.0)
-    }
 }
 
 fn listen(id: &NodeId, what: &'static str, address: Option<&str>) -> Result<TcpListener, ServeError> {

@@ -422,6 +422,7 @@ fn what_this_node_lacks_is_not_the_servers_failure() {
     let own = refused(Errno::MFILE);
     assert_eq!((own.status.as_u16(), own.code, own.bad, own.unreached, own.retry_after_s), (503, "overloaded", None, false, Some(1)));
     assert!(own.message.contains("raise ulimit -n"), "{}", own.message);
+    assert!(!UpstreamError::connecting(&address, Errno::MFILE.into()).is_of_connection(), "it ejects nobody");
     let theirs = refused(Errno::CONNREFUSED);
     assert_eq!(
         (theirs.status.as_u16(), theirs.code, theirs.bad, theirs.unreached),
